@@ -1,0 +1,106 @@
+# Every command of the course. `make` alone lists them.
+# Plain enough for the GNU make 3.81 that macOS ships.
+
+PYTHON ?= python3
+PROFILE ?= cpu
+PORT ?= 8888
+# Address of a package index that holds the build of PyTorch you want; see README.md.
+TORCH_INDEX ?=
+
+CORE := .venv/bin/python
+ENGINES := .venv-engines/bin/python
+CORE_INSTALLED := .venv/.core-installed
+INFERLAB_INSTALLED := .venv/.inferlab-installed
+ENGINES_INSTALLED := .venv-engines/.engines-installed
+TORCH_OPTION := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+FIND_PYTHON = command -v $(PYTHON) >/dev/null || { \
+  echo "No $(PYTHON) was found: install Python 3.11, 3.12 or 3.13, or run make with PYTHON=<its path>." >&2; exit 1; }
+FAST_TESTS := not slow and not engines and not site
+
+.DEFAULT_GOAL := help
+.PHONY: help env engines book lab test-fast test test-full lint experiments bench clean
+
+help: ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
+	  while IFS='|' read -r target purpose; do printf '  make %-12s %s\n' "$$target" "$$purpose"; done
+
+env: $(INFERLAB_INSTALLED) ## make the core environment, .venv
+engines: $(ENGINES_INSTALLED) ## make the environment of vLLM, SGLang and LMCache, .venv-engines
+
+# A stamp is the last thing a recipe writes, so a failed or interrupted installation leaves none,
+# and --clear makes the next attempt start from an empty folder.
+$(CORE_INSTALLED): requirements/core.txt
+	@$(FIND_PYTHON)
+	@$(PYTHON) requirements/check_machine.py core
+	@echo "Making the core environment in .venv (some minutes the first time) …"
+	@$(PYTHON) -m venv --clear .venv
+	@$(CORE) requirements/install.py -r requirements/core.txt $(TORCH_OPTION)
+	@touch $@
+
+$(INFERLAB_INSTALLED): $(CORE_INSTALLED) pyproject.toml
+	@echo "Installing inferlab from this folder …"
+	@$(CORE) requirements/install.py --no-deps --editable .
+	@touch $@
+
+$(ENGINES_INSTALLED): requirements/engines-cpu.txt $(wildcard requirements/engine-compatibility/*.*)
+	@$(FIND_PYTHON)
+	@$(PYTHON) requirements/check_machine.py engines
+	@echo "Making the engines' environment in .venv-engines (some minutes) …"
+	@$(PYTHON) -m venv --clear .venv-engines
+	@$(ENGINES) requirements/install.py --no-deps -r requirements/engines-cpu.txt $(TORCH_OPTION)
+	@$(ENGINES) requirements/install.py --no-deps ./requirements/engine-compatibility
+	@$(ENGINES) -c "import torch" || { echo "PyTorch does not load in .venv-engines: this machine needs its CPU build, so run make engines TORCH_INDEX=<address of PyTorch's CPU wheel index> (see README.md)." >&2; exit 1; }
+	@touch $@
+
+book: env ## execute the chapters and build the site
+	@$(CORE) -m inferlab.publish book
+
+# A copy that exists is the reader's own work and is never overwritten.
+lab: env ## open the notebooks in JupyterLab (PORT=8888)
+	@$(CORE) requirements/check_machine.py port $(PORT)
+	@mkdir -p build/lab
+	@for source in notebooks/*.md; do \
+	  copy=build/lab/$$(basename "$$source" .md).ipynb; \
+	  if [ ! -e "$$copy" ]; then \
+	    $(CORE) -m jupytext --quiet --to ipynb --output "$$copy" "$$source" || exit 1; \
+	  elif [ "$$source" -nt "$$copy" ]; then \
+	    echo "Kept $$copy although $$source is newer: move it away to get the new text."; \
+	  fi; \
+	done
+	@echo "Starting JupyterLab on port $(PORT) in build/lab; stop it with Ctrl-C."
+	@$(CORE) -m jupyterlab --port $(PORT) --ServerApp.port_retries=0 \
+	  $$([ "$$(id -u)" != 0 ] || echo --allow-root) build/lab
+
+lint: env ## check format, lint and types
+	@echo "Checking format, lint and types …"
+	@$(CORE) -m ruff format --check --quiet .
+	@$(CORE) -m ruff check --quiet .
+	@$(CORE) -m mypy
+
+test-fast: lint ## lint and the quick tests: no engine, no site
+	@echo "Running the quick tests …"
+	@$(CORE) -m pytest -m "$(FAST_TESTS)"
+
+test: env engines book lint ## everything: environments, book, lint, all tests
+	@echo "Running all tests …"
+	@$(CORE) -m pytest
+
+test-full: test ## the same as test for now; later weeks add their long runs here
+
+# Checked before an environment is made, not after.
+ifneq ($(filter experiments,$(MAKECMDGOALS)),)
+ifndef WEEK
+$(error Say which week, for example: make experiments WEEK=04 PROFILE=$(PROFILE))
+endif
+endif
+
+experiments: env engines ## run a week's experiments (WEEK=04 PROFILE=cpu)
+	@$(CORE) -m inferlab.lab run week$(WEEK) --profile $(PROFILE)
+
+bench: env ## time the engine on this machine
+	@$(CORE) -m tests.bench
+
+clean: ## remove what was built, except the environments and your notebooks in build/lab
+	@rm -rf _build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name lab -exec rm -rf {} +; fi
+	@echo "Removed what was built; .venv, .venv-engines and build/lab were kept."

@@ -1,0 +1,41 @@
+"""The course's serving engine: NumPy, small enough to hold in the head, exact enough to grade with.
+
+Contract: importing this package needs NumPy, safetensors and tokenizers and nothing of the course
+outside it. Same prompt and same seed give the same tokens, whatever the batch, the chunking, the
+cache or preemption. Each module states its invariants; the property tests enforce them.
+"""
+
+from inferlab.engine.attention import paged_decode_attention, paged_prefill_attention
+from inferlab.engine.block_pool import Block, BlockPool, FreeBlockQueue, hash_block_tokens
+from inferlab.engine.kv_cache import KVCache, KVCacheManager, PrefixHit, slot_mapping
+from inferlab.engine.llm import LLM, Completion
+from inferlab.engine.model import LlamaModel, ModelConfig, SequenceChunk, make_batch
+from inferlab.engine.request import Request, RequestStatus, SamplingParams
+from inferlab.engine.sampler import Sampler
+from inferlab.engine.scheduler import ScheduledRequest, Scheduler, SchedulerOutput
+
+__all__ = [
+    "LLM",
+    "Block",
+    "BlockPool",
+    "Completion",
+    "FreeBlockQueue",
+    "KVCache",
+    "KVCacheManager",
+    "LlamaModel",
+    "ModelConfig",
+    "PrefixHit",
+    "Request",
+    "RequestStatus",
+    "Sampler",
+    "SamplingParams",
+    "ScheduledRequest",
+    "Scheduler",
+    "SchedulerOutput",
+    "SequenceChunk",
+    "hash_block_tokens",
+    "make_batch",
+    "paged_decode_attention",
+    "paged_prefill_attention",
+    "slot_mapping",
+]

@@ -1,0 +1,168 @@
+"""The KV cache in its two halves: the block tables of requests, and the K and V they point to."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from inferlab.engine.block_pool import Block, BlockPool, hash_block_tokens
+from inferlab.engine.request import Request
+
+
+class PrefixHit(NamedTuple):
+    """What the prefix cache holds of a request."""
+
+    blocks: list[Block]  # full blocks, from the start of the sequence
+    num_tokens: int  # tokens in them: a multiple of the block size
+
+
+class KVCacheManager:
+    """Gives requests the blocks they need, and finds the ones that are already computed.
+
+    Invariants:
+      - a request holds exactly `ceil(n / block_size)` blocks, where n is the number of tokens it
+        has slots for, so that at most `block_size - 1` slots of a request are unused;
+      - `allocate_slots` either succeeds or returns None and changes nothing.
+
+    Source: vllm/v1/core/kv_cache_manager.py:KVCacheManager.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int = 16, enable_caching: bool = True) -> None:
+        if block_size < 1:
+            raise ValueError(f"block_size is {block_size}; a block holds at least one token.")
+        self.block_size = block_size
+        self.enable_caching = enable_caching
+        self.block_pool = BlockPool(num_blocks, enable_caching)
+        self._blocks: dict[str, list[Block]] = {}
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the cache can hold for a request that has it to itself."""
+        return (self.block_pool.num_blocks - 1) * self.block_size
+
+    def block_table(self, request_id: str) -> list[int]:
+        """Physical block ids of a request, in the order of its tokens."""
+        return [block.block_id for block in self._blocks.get(request_id, ())]
+
+    def get_computed_blocks(self, request: Request) -> PrefixHit:
+        """The longest run of cached blocks at the start of the request.
+
+        The last token is never taken from the cache, even if its block is there: its logits are
+        needed to sample, and only a forward pass gives logits.
+        """
+        if not self.enable_caching:
+            return PrefixHit([], 0)
+        self._hash_full_blocks(request)
+        hits: list[Block] = []
+        for block_hash in request.block_hashes[: (request.num_tokens - 1) // self.block_size]:
+            block = self.block_pool.get_cached_block(block_hash)
+            if block is None:
+                break
+            hits.append(block)
+        return PrefixHit(hits, len(hits) * self.block_size)
+
+    def allocate_slots(
+        self,
+        request: Request,
+        num_new_tokens: int,
+        computed_blocks: Sequence[Block] = (),
+        full_sequence_must_fit: bool = False,
+    ) -> list[Block] | None:
+        """Give `request` slots for its next `num_new_tokens` tokens.
+
+        Args:
+            request: its `num_computed_tokens` does not count the hit yet.
+            num_new_tokens: tokens to be computed in this step.
+            computed_blocks: prefix-cache hit to adopt; only for a request that holds no block.
+            full_sequence_must_fit: refuse unless every token that the request has now would fit.
+                Without it a long prompt is admitted on its first chunk and preempts others later.
+
+        Returns:
+            The new blocks (not the adopted ones), or None if there is no room.
+        """
+        held = self._blocks.get(request.request_id, [])
+        num_computed = request.num_computed_tokens + len(computed_blocks) * self.block_size
+        num_needed = self._num_blocks(num_computed + num_new_tokens)
+        num_reserved = self._num_blocks(request.num_tokens) if full_sequence_must_fit else 0
+        # A hit that lies in the free queue is about to leave it: it cannot be handed out as well.
+        num_revived = sum(block.ref_count == 0 for block in computed_blocks)
+        num_free = self.block_pool.num_free_blocks - num_revived
+        num_owned = len(held) + len(computed_blocks)
+        if max(num_needed, num_reserved) - num_owned > num_free:
+            return None
+        self.block_pool.touch(computed_blocks)
+        new_blocks = self.block_pool.get_new_blocks(max(0, num_needed - num_owned))
+        self._blocks[request.request_id] = [*held, *computed_blocks, *new_blocks]
+        self._cache_full_blocks(request, min(num_computed + num_new_tokens, request.num_tokens))
+        return new_blocks
+
+    def free(self, request: Request) -> None:
+        """Give back all blocks of a request, its last block first.
+
+        In that order the end of a sequence is evicted before its beginning, which is the part that
+        another request is most likely to share.
+        """
+        self.block_pool.free_blocks(self._blocks.pop(request.request_id, [])[::-1])
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def _hash_full_blocks(self, request: Request) -> None:
+        hashes = request.block_hashes
+        for i in range(len(hashes), request.num_tokens // self.block_size):
+            tokens = request.token_ids(i * self.block_size, (i + 1) * self.block_size)
+            parent = hashes[-1] if hashes else None
+            hashes.append(hash_block_tokens(parent, tokens, request.cache_salt if i == 0 else ""))
+
+    def _cache_full_blocks(self, request: Request, num_tokens: int) -> None:
+        """Index the blocks that this step fills.
+
+        They are indexed before they are computed: the forward pass writes the K and V of all
+        requests of a step before any of them reads, so a request of the same step may hit them.
+        """
+        if not self.enable_caching:
+            return
+        self._hash_full_blocks(request)
+        blocks = self._blocks[request.request_id]
+        first = request.num_computed_tokens // self.block_size
+        for i in range(first, num_tokens // self.block_size):
+            self.block_pool.cache_full_block(blocks[i], request.block_hashes[i])
+
+
+class KVCache:
+    """The physical K and V, `[num_layers, num_blocks, block_size, num_kv_heads, head_dim]` each.
+
+    A slot is the flat index `block_id * block_size + offset` of one token's K and V in a layer.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+    ) -> None:
+        shape = (num_layers, num_blocks, block_size, num_kv_heads, head_dim)
+        self.block_size = block_size
+        self.keys = np.zeros(shape, dtype=np.float32)
+        self.values = np.zeros(shape, dtype=np.float32)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    def write(self, layer: int, slots: np.ndarray, keys: np.ndarray, values: np.ndarray) -> None:
+        """Store K and V `[num_tokens, num_kv_heads, head_dim]` in `slots` `[num_tokens]`."""
+        flat = (-1, *self.keys.shape[3:])
+        self.keys[layer].reshape(flat)[slots] = keys
+        self.values[layer].reshape(flat)[slots] = values
+
+
+def slot_mapping(
+    block_table: Sequence[int], block_size: int, start: int, num_tokens: int
+) -> np.ndarray:
+    """Slots `[num_tokens]` of the tokens at positions `start`, `start + 1`, … of a sequence."""
+    positions = np.arange(start, start + num_tokens)
+    table = np.asarray(block_table)
+    return table[positions // block_size] * block_size + positions % block_size

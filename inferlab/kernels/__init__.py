@@ -1,0 +1,15 @@
+"""Triton kernels, each checked against its NumPy oracle in `inferlab.engine`.
+
+Contract: importing this package chooses the Triton interpreter where there is no GPU, which has to
+happen before any kernel is decorated. The interpreter runs the same source on CPU tensors, slowly;
+what it shows is that a kernel is right, never how fast it is.
+"""
+
+import os
+
+import torch
+
+INTERPRETED = not torch.cuda.is_available()
+if INTERPRETED:
+    os.environ["TRITON_INTERPRET"] = "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"

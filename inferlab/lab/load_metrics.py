@@ -1,0 +1,75 @@
+"""Turns a load generator's answer into flat metrics and per-request samples."""
+
+from typing import Any
+
+from inferlab.lab.plan import PERCENTILES
+
+# vLLM's name of a latency → ours; both are milliseconds.
+LATENCIES = {"ttft": "ttft", "tpot": "tpot", "itl": "itl", "e2el": "e2e"}
+
+
+def common_metrics(answer: dict[str, Any]) -> dict[str, float]:
+    """Counts and rates that every engine has; only requested tokens are counted."""
+    duration, outputs, inputs = answer["duration"], answer["output_lens"], answer["input_lens"]
+    return {
+        "duration_s": duration,
+        "num_requests": len(outputs),
+        "input_tokens": sum(inputs),
+        "input_max_tokens": max(inputs),
+        "output_tokens": sum(outputs),
+        "requests_per_s": len(outputs) / duration,
+        "output_tokens_per_s": sum(outputs) / duration,
+        "total_tokens_per_s": (sum(outputs) + sum(inputs)) / duration,
+        "e2e_mean_ms": 1000 * sum(answer["latencies"]) / len(outputs),
+    }
+
+
+def bench_metrics(answer: dict[str, Any]) -> dict[str, float]:
+    """Metrics of one `vllm bench serve` result.
+
+    Raises:
+        ValueError: if a request failed: a rate over the others would be meaningless.
+    """
+    if answer["failed"]:
+        reason = next(error for error in answer["errors"] if error).strip().splitlines()[-1]
+        raise ValueError(
+            f"{answer['failed']} of {answer['num_prompts']} requests failed; the first: {reason}"
+        )
+    metrics = common_metrics(answer)
+    for theirs, ours in LATENCIES.items():
+        metrics[f"{ours}_mean_ms"] = answer[f"mean_{theirs}_ms"]
+        for percentile in PERCENTILES:
+            metrics[f"{ours}_p{percentile}_ms"] = answer[f"p{percentile}_{theirs}_ms"]
+    return metrics
+
+
+def static_batch_metrics(answer: dict[str, Any]) -> dict[str, float]:
+    """Metrics of one run of the static-batch baseline; it streams nothing, so it has no TTFT."""
+    metrics = common_metrics(answer)
+    real = metrics["input_tokens"] + metrics["output_tokens"]
+    metrics["padding_share"] = 1 - real / answer["padded_tokens"]
+    return metrics
+
+
+def samples(answer: dict[str, Any], *, with_intervals: bool) -> dict[str, list[Any]]:
+    """Per request, in order of arrival: tokens in and out, and times in microseconds.
+
+    `itls_us` (every interval between two tokens) is far the largest part, so it is kept for one
+    repeat of a point only.
+    """
+    kept: dict[str, list[Any]] = {
+        "input_tokens": answer["input_lens"],
+        "output_tokens": answer["output_lens"],
+        "e2e_us": microseconds(answer["latencies"]),
+    }
+    if "start_times" in answer:
+        first = min(answer["start_times"])
+        kept["arrival_us"] = microseconds([start - first for start in answer["start_times"]])
+        kept["ttft_us"] = microseconds(answer["ttfts"])
+        if with_intervals:
+            kept["itls_us"] = [microseconds(intervals) for intervals in answer["itls"]]
+    return kept
+
+
+def microseconds(seconds: list[float]) -> list[int]:
+    return [round(1e6 * value) for value in seconds]

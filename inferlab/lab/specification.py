@@ -1,0 +1,154 @@
+"""What an experiment, a workload and a profile are, as written in `experiments/*.yml`.
+
+Flags are those of the engines' own commands, without the leading dashes. A list instead of one
+value is an axis of the grid: `block-size: [32, 64, 128]` makes three points.
+"""
+
+from typing import Literal
+
+from pydantic import Field, RootModel
+
+from inferlab.lab.paths import EXPERIMENTS
+from inferlab.lab.yaml_file import Section, SpecificationError, read_model
+
+Scalar = bool | int | float | str
+Flags = dict[str, Scalar]
+Grid = dict[str, Scalar | list[Scalar]]
+Engine = Literal["vllm", "transformers"]
+
+
+class Hardware(Section):
+    """Ceilings that no measurement can pass; the physics checks use them."""
+
+    name: str
+    bandwidth_gb_per_s: float = Field(gt=0, description="fastest memory the weights can come from")
+    memory_bytes: int | None = Field(default=None, description="None: what this machine has")
+
+
+class Profile(Section):
+    """Hardware and model that an experiment runs on."""
+
+    hardware: Hardware
+    model: str = Field(description="a checkpoint of inferlab.models, or a Hugging Face name")
+    decode_weight_bytes: int = Field(gt=0, description="bytes of weights one decode step reads")
+    kv_bytes_per_token: int = Field(gt=0)
+    server: Flags = {}
+    environment: dict[str, str] = {}
+
+
+class Workload(Section):
+    """Requests to send: flags of `vllm bench serve` that say which and when."""
+
+    description: str
+    flags: Flags
+    profiles: dict[str, Flags] = {}
+
+    def flags_for(self, profile: str) -> Flags:
+        return {**self.flags, **self.profiles.get(profile, {})}
+
+
+class ArmOverride(Section):
+    """What differs in one profile."""
+
+    server: Grid = {}
+    baseline: Grid = {}
+    workload: str | list[str] | None = None
+
+
+class Arm(Section):
+    """One engine and its grid. `server` is for vLLM, `baseline` for transformers."""
+
+    engine: Engine
+    server: Grid = {}
+    baseline: Grid = {}
+    workload: str | list[str]
+    profiles: dict[str, ArmOverride] = {}
+
+
+class Experiment(Section):
+    """A question to a real engine, with the prediction to make before the answer."""
+
+    question: str
+    prediction: str
+    metrics: list[str] = Field(min_length=1, description="columns of the table, in this order")
+    repeats: int = Field(ge=1)
+    profiles: list[str] = Field(min_length=1)
+    arms: list[Arm] = Field(min_length=1)
+
+
+class Week(Section):
+    """One file `weekNN.yml`."""
+
+    week: int
+    experiments: dict[str, Experiment]
+
+
+class Profiles(RootModel[dict[str, Profile]]):
+    """The file `profiles.yml`."""
+
+
+class Workloads(RootModel[dict[str, Workload]]):
+    """The file `workloads.yml`."""
+
+
+def load_profile(name: str) -> Profile:
+    """The profile `name`.
+
+    Raises:
+        SpecificationError: if it does not exist or the file is malformed.
+    """
+    profiles = read_model(EXPERIMENTS / "profiles.yml", Profiles).root
+    if name not in profiles:
+        raise SpecificationError(
+            f"There is no profile {name!r} in experiments/profiles.yml; "
+            f"known profiles: {', '.join(profiles)}."
+        )
+    return profiles[name]
+
+
+def load_workload(name: str) -> Workload:
+    """The workload `name`.
+
+    Raises:
+        SpecificationError: if it does not exist or the file is malformed.
+    """
+    workloads = read_model(EXPERIMENTS / "workloads.yml", Workloads).root
+    if name not in workloads:
+        raise SpecificationError(
+            f"There is no workload {name!r} in experiments/workloads.yml; "
+            f"known workloads: {', '.join(workloads)}."
+        )
+    return workloads[name]
+
+
+def load_experiment(identifier: str) -> Experiment:
+    """The experiment `identifier`, for example `week04/block-size`.
+
+    Raises:
+        SpecificationError: if it does not exist or its file is malformed.
+    """
+    week, _, name = identifier.partition("/")
+    experiments = read_model(EXPERIMENTS / f"{week}.yml", Week).experiments
+    if name not in experiments:
+        raise SpecificationError(
+            f"There is no experiment {identifier!r}; experiments/{week}.yml holds "
+            f"{', '.join(f'{week}/{known}' for known in experiments)}."
+        )
+    return experiments[name]
+
+
+def experiment_identifiers(prefix: str = "") -> list[str]:
+    """Identifiers of all experiments, or of those of one week or one name.
+
+    Raises:
+        SpecificationError: if none begins with `prefix`.
+    """
+    found = [
+        f"{path.stem}/{name}"
+        for path in sorted(EXPERIMENTS.glob("week*.yml"))
+        for name in read_model(path, Week).experiments
+    ]
+    chosen = [name for name in found if prefix in ("", name, name.partition("/")[0])]
+    if not chosen:
+        raise SpecificationError(f"There is no experiment {prefix!r}; there are {', '.join(found)}.")
+    return chosen

@@ -1,0 +1,61 @@
+"""`python -m inferlab.publish book` and `python -m inferlab.publish citations`."""
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from inferlab.publish import citations
+from inferlab.publish.page import read_page
+from inferlab.publish.problems import PublishError
+from inferlab.publish.roles import cited_symbols
+from inferlab.publish.site import build_site
+from inferlab.publish.stage import toc_pages
+
+ROOT = Path(__file__).parents[2]
+console = Console()
+
+
+@click.group(help=__doc__)
+def main() -> None:
+    pass
+
+
+@main.command()
+def book() -> None:
+    """Check, execute and stage every page, and build the site under build/site."""
+    try:
+        html = build_site(ROOT, ROOT / "build", lambda step: console.print(f"[cyan]•[/] {step} …"))
+    except PublishError as error:
+        _fail(error)
+    here = html.relative_to(ROOT)
+    console.print(f"[green]The book is in {here}.[/] Look at it with:")
+    console.print(f"  {Path(sys.executable).name} -m http.server -d {here} 8000", highlight=False)
+    console.print("and open http://localhost:8000 in a browser.", highlight=False)
+
+
+@main.command(name="citations")
+def regenerate_citations() -> None:
+    """Look up every {src} citation in the engines' environment and rewrite book/citations.json."""
+    try:
+        pages = [read_page(ROOT, Path(f"{name}.md")) for name in toc_pages(ROOT)]
+        symbols = {symbol for page in pages for symbol in cited_symbols(page)}
+        index = citations.build_index(citations.engines_packages(ROOT), symbols)
+    except (PublishError, LookupError, FileNotFoundError) as error:
+        _fail(error)
+    citations.write_index(ROOT, index)
+    console.print(f"Wrote {citations.INDEX} with {len(index)} citations.")
+
+
+def _fail(error: Exception) -> None:
+    problems = error.problems if isinstance(error, PublishError) else [error]
+    for problem in problems:
+        console.print(f"[red]✗[/] {escape(str(problem))}", highlight=False, soft_wrap=True)
+    console.print(f"[red]The book was not built:[/] {len(problems)} problem(s).")
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Builds the site: checks and stages each page, runs Jupyter Book, asserts that the pages exist."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from inferlab.publish.citations import load_index
+from inferlab.publish.execute import executed
+from inferlab.publish.page import Page, read_page
+from inferlab.publish.problems import Problem, PublishError, refuse_if_any
+from inferlab.publish.prose import bare_numbers
+from inferlab.publish.roles import References, load_sources
+from inferlab.publish.spine import check_spine
+from inferlab.publish.stage import Stage, clear, stage_assets, stage_page, toc_pages
+
+
+def build_site(root: Path, build: Path, report: Callable[[str], None]) -> Path:
+    """Build the site of the repository `root` below `build`; returns the folder with the HTML.
+
+    `report` gets one line for every step. Raises PublishError when a check or a cell fails, or
+    when Jupyter Book warns.
+    """
+    names = toc_pages(root)
+    report(f"Checking {len(names)} pages")
+    pages = [read_page(root, Path(f"{name}.md")) for name in names]
+    refuse_if_any(problem for page in pages for problem in _check(page))
+    references = References({}, load_sources(root), load_index(root))
+    stage = Stage(root, build / "pages")
+    for page in pages:
+        notebook = None
+        if page.is_notebook:
+            report(f"Executing {page.path}")
+            begun = time.monotonic()
+            notebook, ran = executed(root, page, build / "executed")
+            took = f"{time.monotonic() - begun:.0f} s"
+            report(
+                f"Executed in {took}" if ran else "Nothing it depends on has changed: kept outputs"
+            )
+        stage_page(stage, page, notebook, references)
+    stage_assets(stage)
+    stage.finish()
+    report("Building the site with Jupyter Book")
+    return _run_jupyter_book(stage.folder, build / "site", names)
+
+
+def _check(page: Page) -> list[Problem]:
+    structure = check_spine(page) if page.week else []
+    return [*structure, *bare_numbers(page)]
+
+
+def _run_jupyter_book(pages: Path, site: Path, names: list[str]) -> Path:
+    program = "from jupyter_book.cli.main import main; main()"
+    options = ["build", str(pages), "--path-output", str(site), "-W", "--keep-going"]
+    result = subprocess.run(
+        [sys.executable, "-c", program, *options], capture_output=True, text=True, check=False
+    )
+    log = site / "build.log"
+    site.mkdir(parents=True, exist_ok=True)
+    log.write_text(result.stdout + result.stderr, encoding="utf-8")
+    html = site / "_build" / "html"
+    missing = [name for name in names if not (html / f"{name}.html").exists()]
+    if result.returncode or missing:
+        # Sphinx warns about a page only when it reads it: the next build has to read all again.
+        clear(site / "_build")
+        warnings = [line for line in result.stderr.splitlines() if "WARNING" in line]
+        reasons = warnings or result.stderr.splitlines()[-15:]
+        reasons += [f"No HTML was made for {name}." for name in missing]
+        raise PublishError([Problem(log, 1, "Jupyter Book failed:\n" + "\n".join(reasons))])
+    return html

@@ -1,0 +1,88 @@
+"""What book/errata.md calls *tested*: the arithmetic, and our engine where an entry names it."""
+
+from math import ceil
+
+import numpy as np
+import pytest
+
+from inferlab.engine import KVCacheManager, Request, SamplingParams, Scheduler
+
+
+def run_alone(prompt_token_ids, max_tokens, num_blocks, block_size):
+    """Schedule one request to its end with a made-up model; return (request, tokens computed)."""
+    manager = KVCacheManager(num_blocks, block_size)
+    scheduler = Scheduler(manager)
+    request = Request("0", prompt_token_ids, SamplingParams(max_tokens=max_tokens))
+    scheduler.add_request(request)
+    computed = 0
+    while scheduler.has_unfinished_requests():
+        output = scheduler.schedule()
+        computed += output.total_num_scheduled_tokens
+        sampled = {entry.request.request_id: 7 for entry in output.scheduled if entry.samples}
+        scheduler.update_from_output(output, sampled)
+    return request, computed
+
+
+def test_paging_admits_all_64_arrivals_and_could_admit_128():
+    slots, reservation, block_size, arrivals, used = 4096, 512, 16, 64, 32
+    contiguous = min(arrivals, slots // reservation)
+    ceiling = (slots // block_size) // ceil(used / block_size)
+    assert (contiguous, min(arrivals, ceiling), ceiling) == (8, 64, 128)
+    assert min(arrivals, ceiling) / contiguous == 8
+
+
+@pytest.mark.parametrize("block_size", [16, 32, 64, 128])
+def test_waste_of_a_sequence_stays_below_one_block(block_size):
+    wasted = [ceil(n / block_size) * block_size - n for n in range(1, 4 * block_size + 1)]
+    assert max(wasted) == block_size - 1
+    assert min(wasted) == 0
+
+
+def test_blocks_grow_faster_than_the_memory_fraction():
+    memory, fixed = 24.0, 1.0
+    blocks = [fraction * memory - fixed for fraction in (0.5, 0.9)]
+    assert np.isclose(0.9 / 0.5, 1.8)
+    assert blocks[1] / blocks[0] > 1.8
+
+
+def test_kv_bytes_per_token():
+    qwen_half_billion = 2 * 24 * 2 * 64 * 2
+    llama_8b = 2 * 32 * 8 * 128 * 2
+    assert qwen_half_billion == 12_288
+    assert llama_8b == 131_072
+    assert 2_048 * llama_8b == 2**30 // 4
+    assert 2_000 * llama_8b < 2**30 // 4
+
+
+def test_request_that_can_never_fit_is_rejected_when_it_arrives():
+    with pytest.raises(ValueError, match="27"):
+        run_alone(list(range(8)), max_tokens=20, num_blocks=5, block_size=4)
+
+
+def test_same_request_finishes_alone_once_the_pool_can_hold_it():
+    request, computed = run_alone(list(range(8)), max_tokens=20, num_blocks=8, block_size=4)
+    assert len(request.output_token_ids) == 20
+    assert computed == 8 + 20 - 1
+
+
+@pytest.mark.parametrize(("prompt_length", "hit_tokens"), [(6, 0), (33, 32)])
+def test_prompt_that_fills_no_block_never_hits_the_prefix_cache(prompt_length, hit_tokens):
+    manager = KVCacheManager(num_blocks=64, block_size=16)
+    hits = []
+    for name in "ABCDEFGH":
+        request = Request(name, list(range(prompt_length)), SamplingParams(max_tokens=1))
+        hit = manager.get_computed_blocks(request)
+        hits.append(hit.num_tokens)
+        new_tokens = prompt_length - hit.num_tokens
+        assert manager.allocate_slots(request, new_tokens, hit.blocks) is not None
+    assert hits == [0] + [hit_tokens] * 7
+
+
+def test_python_hash_collides_by_construction():
+    assert hash(-1) == hash(-2)
+    assert hash((3, -1, 5)) == hash((3, -2, 5))
+
+
+def test_half_precision_resolves_far_finer_than_the_published_difference():
+    largest_step = float(np.spacing(np.float16(0.0999)))
+    assert 100 * largest_step / 2 < 0.0076
