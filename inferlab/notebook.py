@@ -73,7 +73,10 @@ def say(name: str, value: Any, unit: str = "") -> None:
 
 
 def _plain(name: str, value: Any) -> Number | str:
-    plain = value.item() if hasattr(value, "item") else value
+    try:
+        plain = value.item() if hasattr(value, "item") else value
+    except (ValueError, RuntimeError):  # an array of NumPy, a tensor of torch, with several values
+        plain = None
     if isinstance(plain, bool) or not isinstance(plain, int | float | str):
         raise ValueError(
             f"say({name!r}, …) got {type(value).__name__}: expected one integer, float or string."

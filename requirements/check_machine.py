@@ -12,7 +12,7 @@ import sysconfig
 
 OLDEST_PYTHON = (3, 11)
 NEWEST_PYTHON = (3, 13)
-# Free disk space an environment asks for. Installed, they take 2.9 and 4.5 GiB with the CPU build
+# Free disk space an environment asks for. In use they take 2.9 and 4.5 GiB with the CPU build
 # of PyTorch; the rest is room for pip's downloads while it works.
 DISK_NEEDED_GIB = {"core": 4, "engines": 6}
 

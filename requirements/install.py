@@ -26,8 +26,9 @@ def failure_sentence(log: str) -> str:
 
 def install(arguments: list[str]) -> int:
     """Run `pip install` with `arguments`; return its exit status."""
+    # Python compiles the modules it imports; compiling all of them here only adds to the wait.
     pip = subprocess.Popen(
-        [sys.executable, "-m", "pip", "install", "--no-input", *arguments],
+        [sys.executable, "-m", "pip", "install", "--no-input", "--no-compile", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -39,11 +40,11 @@ def install(arguments: list[str]) -> int:
         if line.startswith("WARNING: Location ") and "is ignored" in line:
             continue
         recent.append(line)
-        if line.startswith("Collecting "):
+        if line.startswith(("Collecting ", "Processing ")):  # from an index, from a folder
             found += 1
             if found % 25 == 0:
                 print(f"  {found} packages fetched …", flush=True)
-        elif line.startswith("Installing collected packages"):
+        elif line.startswith("Installing collected packages") and found > 1:
             print(f"  {found} packages fetched, unpacking them …", flush=True)
     status = pip.wait()
     if status:

@@ -30,7 +30,9 @@ def output_tokens_per_second(num_requests: int) -> float:
         [(7 * i + 11 * j) % vocab_size for j in range(PROMPT_TOKENS)] for i in range(num_requests)
     ]
     start = time.perf_counter()
-    completions = llm.generate(prompts, SamplingParams(max_tokens=OUTPUT_TOKENS, ignore_eos=True))
+    completions = llm.generate(
+        prompts, SamplingParams(OUTPUT_TOKENS, temperature=0, ignore_eos=True)
+    )
     elapsed = time.perf_counter() - start
     return sum(len(completion.token_ids) for completion in completions) / elapsed
 

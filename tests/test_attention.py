@@ -48,7 +48,7 @@ class PagedSequences:
             self.values.append(values)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(1, 70), min_size=1, max_size=5),
     st.integers(1, 20),
@@ -73,7 +73,7 @@ def test_paged_decode_equals_dense_attention(
         np.testing.assert_allclose(output[row], expected[0], atol=2e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 40),
     st.integers(1, 30),

@@ -199,4 +199,4 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPoolMachine = PoolMachine.TestCase
-TestPoolMachine.settings = settings(max_examples=40, deadline=None)
+TestPoolMachine.settings = settings(max_examples=40)

@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from inferlab.engine import KVCache, KVCacheManager, Request, slot_mapping
 
@@ -142,7 +142,6 @@ def test_slot_mapping_is_table_times_block_size_plus_offset(
     assert slots.tolist() == expected
 
 
-@settings(deadline=None)
 @given(st.integers(1, 20))
 def test_what_is_written_through_the_slots_is_read_back(count: int) -> None:
     rng = np.random.default_rng(count)

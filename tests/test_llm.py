@@ -111,8 +111,8 @@ def test_a_prompt_longer_than_the_cache_is_refused_at_once() -> None:
 
 
 def test_token_ids_outside_the_vocabulary_are_refused() -> None:
-    with pytest.raises(ValueError, match="vocabulary has ids 0 to 1023"):
-        LLM(CHECKPOINT).add_request([5, 1024])
+    with pytest.raises(ValueError, match="vocabulary has ids 0 to 639"):
+        LLM(CHECKPOINT).add_request([5, 640])
 
 
 def test_an_empty_prompt_is_refused() -> None:

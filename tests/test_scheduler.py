@@ -177,7 +177,7 @@ def test_abort_frees_a_running_and_a_waiting_request() -> None:
     assert scheduler.kv_cache_manager.block_pool.num_free_blocks == 63
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 24), st.integers(1, 12)), min_size=1, max_size=8),
     num_blocks=st.integers(10, 40),

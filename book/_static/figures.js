@@ -2,6 +2,7 @@
 // and the controls of a sweep, whose points are stored as differences from the first figure.
 
 const NARROW_PX = 520;
+const NARROW_HEIGHT_PX = 320;
 
 function themeColours() {
   const style = getComputedStyle(document.documentElement);
@@ -40,7 +41,8 @@ function themed(layout, template, width) {
     for (const name of ["xaxis", "yaxis"]) base.layout[name].title.font.size = 11;
     base.layout.margin = { l: 44, r: 8, t: 24, b: 40 };
   }
-  return { ...layout, template: base, autosize: true };
+  const height = narrow ? NARROW_HEIGHT_PX : (layout.height ?? template.layout.height);
+  return { ...layout, template: base, autosize: true, height };
 }
 
 function patched(target, difference) {

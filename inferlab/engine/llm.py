@@ -7,7 +7,6 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from inferlab.engine.kv_cache import KVCacheManager
 from inferlab.engine.model import LlamaModel, SequenceChunk, make_batch
@@ -56,6 +55,9 @@ class LLM:
         seed: int = 0,
         on_schedule: Callable[[SchedulerOutput], None] | None = None,
     ) -> None:
+        # Imported here: the engine's parts need NumPy only, and the simulator uses them by thousands.
+        from tokenizers import Tokenizer
+
         self.model = LlamaModel.from_pretrained(checkpoint)
         self.tokenizer = Tokenizer.from_file(str(Path(checkpoint) / "tokenizer.json"))
         self.kv_cache = self.model.new_kv_cache(num_blocks, block_size)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from inferlab.engine.attention import paged_decode_attention, paged_prefill_attention
 from inferlab.engine.kv_cache import KVCache, slot_mapping
@@ -134,6 +133,8 @@ class LlamaModel:
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "LlamaModel":
         """Load a checkpoint folder (`config.json`, `model.safetensors`) into float32."""
+        from safetensors.numpy import load_file
+
         folder = Path(folder)
         stored = load_file(folder / "model.safetensors")
         weights = {name: array.astype(np.float32) for name, array in stored.items()}

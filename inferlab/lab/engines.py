@@ -50,7 +50,9 @@ def command(name: str) -> str:
 
 def versions() -> dict[str, str]:
     """Installed version of each engine and of what decides its speed, read without starting it."""
-    site_packages = [str(path) for path in interpreter().parents[1].glob("lib/python3*/site-packages")]
+    site_packages = [
+        str(path) for path in interpreter().parents[1].glob("lib/python3*/site-packages")
+    ]
     installed = {
         distribution.metadata["Name"]: distribution.version
         for distribution in distributions(path=site_packages)

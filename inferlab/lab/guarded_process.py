@@ -1,15 +1,19 @@
 """Starts an engine's process so that it cannot outlive this one."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import IO
 
+from inferlab.lab.engines import environment_folder
 from inferlab.lab.paths import ROOT, without_root
 
 GUARD = Path(__file__).parent / "engine_side" / "guard.py"
 TAIL_LINES = 20
+# The last line of a traceback, with or without the prefix of vLLM's log.
+EXCEPTION = re.compile(r"(?:^|(?<=\] ))[\w.]+(?:Error|Exception): .*")
 
 
 class GuardedProcess:
@@ -54,9 +58,17 @@ class GuardedProcess:
         return self.process.poll() is None
 
     def last_lines(self) -> str:
-        """End of the log, without this machine's paths."""
+        """End of the log, after the exceptions named before it, without this machine's paths.
+
+        A vLLM server dies of an exception in a child process, and the cause stands far above the
+        last lines, which only say that the child is gone.
+        """
         lines = self.log.read_text(errors="replace").splitlines()
-        return without_root("\n".join(lines[-TAIL_LINES:]))
+        causes = dict.fromkeys(
+            match.group() for line in lines[:-TAIL_LINES] if (match := EXCEPTION.search(line))
+        )
+        text = without_root("\n".join([*causes, *lines[-TAIL_LINES:]]))
+        return text.replace(f"{environment_folder()}/", ".venv-engines/")
 
     def stop(self) -> None:
         """End the whole group and wait until it is gone; does nothing the second time."""

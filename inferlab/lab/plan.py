@@ -17,11 +17,11 @@ from inferlab.lab.specification import (
     Grid,
     Profile,
     Scalar,
-    SpecificationError,
     load_experiment,
     load_profile,
     load_workload,
 )
+from inferlab.lab.yaml_file import SpecificationError
 
 PERCENTILES = (50, 90, 99)
 

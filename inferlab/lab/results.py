@@ -4,7 +4,7 @@ One JSON file an experiment and profile:
 
     schema, experiment, profile, question, prediction, metrics (the table's columns)
     provenance: started, commit, dirty, versions, model, hardware, environment, seeds, workloads
-    points: parameters, status ("ok" or "failed"), key, commands,
+    points: parameters, status ("ok" or "failed"), key, measured (started, commit, dirty), commands,
         repeats: metrics (flat, the unit is the suffix), samples (per request)
         error and log (failed points only)
     seals: the hash of each of those fields, by its path
@@ -52,6 +52,7 @@ POINT_FIELDS: dict[str, type | tuple[type, ...]] = {
     "parameters": dict,
     "status": str,
     "key": str,
+    "measured": dict,
     "commands": list,
     "repeats": list,
 }

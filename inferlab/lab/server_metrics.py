@@ -11,6 +11,7 @@ COUNTERS = {
     "vllm:num_preemptions_total": "num_preemptions",
     "vllm:prompt_tokens_total": "server_prompt_tokens",
     "vllm:generation_tokens_total": "server_generation_tokens",
+    "vllm:request_params_max_tokens_sum": "requested_output_tokens",
     "vllm:prefix_cache_queries_total": "prefix_cache_queries_tokens",
     "vllm:prefix_cache_hits_total": "prefix_cache_hits_tokens",
     "vllm:iteration_tokens_total_count": "engine_steps",

@@ -4,7 +4,7 @@ Flags are those of the engines' own commands, without the leading dashes. A list
 value is an axis of the grid: `block-size: [32, 64, 128]` makes three points.
 """
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field, RootModel
 
@@ -32,8 +32,8 @@ class Profile(Section):
     model: str = Field(description="a checkpoint of inferlab.models, or a Hugging Face name")
     decode_weight_bytes: int = Field(gt=0, description="bytes of weights one decode step reads")
     kv_bytes_per_token: int = Field(gt=0)
-    server: Flags = {}
-    environment: dict[str, str] = {}
+    server: Flags = Field(default_factory=dict)
+    environment: dict[str, str] = Field(default_factory=dict)
 
 
 class Workload(Section):
@@ -41,7 +41,7 @@ class Workload(Section):
 
     description: str
     flags: Flags
-    profiles: dict[str, Flags] = {}
+    profiles: dict[str, Flags] = Field(default_factory=dict)
 
     def flags_for(self, profile: str) -> Flags:
         return {**self.flags, **self.profiles.get(profile, {})}
@@ -50,8 +50,8 @@ class Workload(Section):
 class ArmOverride(Section):
     """What differs in one profile."""
 
-    server: Grid = {}
-    baseline: Grid = {}
+    server: Grid = Field(default_factory=dict)
+    baseline: Grid = Field(default_factory=dict)
     workload: str | list[str] | None = None
 
 
@@ -59,10 +59,10 @@ class Arm(Section):
     """One engine and its grid. `server` is for vLLM, `baseline` for transformers."""
 
     engine: Engine
-    server: Grid = {}
-    baseline: Grid = {}
+    server: Grid = Field(default_factory=dict)
+    baseline: Grid = Field(default_factory=dict)
     workload: str | list[str]
-    profiles: dict[str, ArmOverride] = {}
+    profiles: dict[str, ArmOverride] = Field(default_factory=dict)
 
 
 class Experiment(Section):
@@ -91,19 +91,26 @@ class Workloads(RootModel[dict[str, Workload]]):
     """The file `workloads.yml`."""
 
 
+Found = TypeVar("Found")
+
+
+def choose(known: dict[str, Found], name: str, kind: str, file: str) -> Found:
+    """`known[name]`, or an error that lists what the file holds."""
+    if name not in known:
+        raise SpecificationError(
+            f"There is no {kind} {name!r} in experiments/{file}; it holds {', '.join(known)}."
+        )
+    return known[name]
+
+
 def load_profile(name: str) -> Profile:
     """The profile `name`.
 
     Raises:
         SpecificationError: if it does not exist or the file is malformed.
     """
-    profiles = read_model(EXPERIMENTS / "profiles.yml", Profiles).root
-    if name not in profiles:
-        raise SpecificationError(
-            f"There is no profile {name!r} in experiments/profiles.yml; "
-            f"known profiles: {', '.join(profiles)}."
-        )
-    return profiles[name]
+    file = "profiles.yml"
+    return choose(read_model(EXPERIMENTS / file, Profiles).root, name, "profile", file)
 
 
 def load_workload(name: str) -> Workload:
@@ -112,13 +119,8 @@ def load_workload(name: str) -> Workload:
     Raises:
         SpecificationError: if it does not exist or the file is malformed.
     """
-    workloads = read_model(EXPERIMENTS / "workloads.yml", Workloads).root
-    if name not in workloads:
-        raise SpecificationError(
-            f"There is no workload {name!r} in experiments/workloads.yml; "
-            f"known workloads: {', '.join(workloads)}."
-        )
-    return workloads[name]
+    file = "workloads.yml"
+    return choose(read_model(EXPERIMENTS / file, Workloads).root, name, "workload", file)
 
 
 def load_experiment(identifier: str) -> Experiment:
@@ -128,13 +130,8 @@ def load_experiment(identifier: str) -> Experiment:
         SpecificationError: if it does not exist or its file is malformed.
     """
     week, _, name = identifier.partition("/")
-    experiments = read_model(EXPERIMENTS / f"{week}.yml", Week).experiments
-    if name not in experiments:
-        raise SpecificationError(
-            f"There is no experiment {identifier!r}; experiments/{week}.yml holds "
-            f"{', '.join(f'{week}/{known}' for known in experiments)}."
-        )
-    return experiments[name]
+    file = f"{week}.yml"
+    return choose(read_model(EXPERIMENTS / file, Week).experiments, name, "experiment", file)
 
 
 def experiment_identifiers(prefix: str = "") -> list[str]:
@@ -150,5 +147,7 @@ def experiment_identifiers(prefix: str = "") -> list[str]:
     ]
     chosen = [name for name in found if prefix in ("", name, name.partition("/")[0])]
     if not chosen:
-        raise SpecificationError(f"There is no experiment {prefix!r}; there are {', '.join(found)}.")
+        raise SpecificationError(
+            f"There is no experiment {prefix!r}; there are {', '.join(found)}."
+        )
     return chosen

@@ -51,7 +51,9 @@ def read_model(path: Path, model: type[Model]) -> Model:
         raise SpecificationError(f"There is no file {shown}.") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise SpecificationError(f"{shown}, line {line}: not valid YAML, {error.problem}.") from None
+        raise SpecificationError(
+            f"{shown}, line {line}: not valid YAML, {error.problem}."
+        ) from None
     if root is None:
         raise SpecificationError(f"{shown} is empty.")
     refuse_repeated_keys(root, shown)

@@ -15,7 +15,6 @@ PLACES = "forest river valley harbour meadow castle market garden island village
 OBJECTS = "lamp key map drum coin rope book bell kite cup boat hat".split()
 NAMES = "Ada Alan Grace Edsger Barbara Donald Radia Dennis Frances Ken Leslie Tony".split()
 CITIES = "Paris Oslo Lima Cairo Kyoto Delhi Quito Rome Accra Perth Turin Minsk".split()
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 class Example(NamedTuple):
@@ -27,39 +26,38 @@ class Example(NamedTuple):
 
 
 def addition(rng: random.Random) -> Example:
-    digits = rng.choice((2, 2, 3))
+    digits = rng.choice((2, 2, 2, 3))
     left, right = (rng.randrange(10 ** (digits - 1), 10**digits) for _ in range(2))
-    return Example("addition", f"What is {left} + {right}?", f"{left} + {right} = {left + right}")
+    return Example("addition", f"What is {left} + {right}?", str(left + right))
 
 
 def recall(rng: random.Random) -> Example:
-    """Facts to look up again; their number sets the prompt length: 20 to about 900 tokens."""
-    num_facts = rng.choice((2, 3, 4, 6, 8, 12, 16, 24, 48, 96))
-    keys = rng.sample(range(10, 100), min(num_facts, 90))
-    facts = [(f"{rng.choice(ANIMALS)} {key}", rng.choice(COLOURS)) for key in keys]
-    listing = "; ".join(f"{name} is {colour}" for name, colour in facts)
-    name, colour = rng.choice(facts)
-    return Example("recall", f"{listing}. What colour is {name}?", f"{name} is {colour}")
+    """Facts to look up again; their number sets the prompt length, up to about 900 tokens."""
+    if rng.random() < 0.01:
+        things = [f"{rng.choice(ANIMALS)} {number}" for number in rng.sample(range(10, 100), 80)]
+    else:
+        things = rng.sample(ANIMALS + OBJECTS + PLACES, rng.choice((2, 3, 4, 6, 8, 12)))
+    facts = [(thing, rng.choice(COLOURS)) for thing in things]
+    listing = "; ".join(f"{thing} is {colour}" for thing, colour in facts)
+    thing, colour = rng.choice(facts)
+    return Example("recall", f"{listing}. What colour is {thing}?", colour)
 
 
 def json_object(rng: random.Random) -> Example:
     name, city, age = rng.choice(NAMES), rng.choice(CITIES), rng.randrange(18, 90)
-    item = rng.choice(OBJECTS)
-    prompt = f"Write JSON: {name}, aged {age}, lives in {city} and owns a {item}."
-    answer = f'{{"name": "{name}", "age": {age}, "city": "{city}", "owns": "{item}"}}'
-    return Example("json", prompt, answer)
+    prompt = f"Write JSON: {name}, aged {age}, of {city}"
+    return Example("json", prompt, f'{{"name": "{name}", "age": {age}, "city": "{city}"}}')
 
 
 def code(rng: random.Random) -> Example:
     factor, offset, value = rng.randrange(2, 10), rng.randrange(1, 10), rng.randrange(2, 10)
-    sign, result = rng.choice((("+", 1), ("-", -1)))
-    prompt = f"def f(x):\n    return x * {factor} {sign} {offset}\nprint(f({value}))"
-    product = value * factor
-    return Example("code", prompt, f"{value} * {factor} = {product}\n{product + result * offset}")
+    sign, direction = rng.choice((("+", 1), ("-", -1)))
+    prompt = f"f = lambda x: x * {factor} {sign} {offset}\nprint(f({value}))"
+    return Example("code", prompt, str(value * factor + direction * offset))
 
 
 def copy_list(rng: random.Random) -> Example:
-    words = [rng.choice(LETTERS) + rng.choice(LETTERS) for _ in range(rng.randrange(3, 14))]
+    words = rng.sample(ANIMALS + OBJECTS + PLACES + COLOURS, rng.randrange(3, 9))
     if rng.random() < 0.5:
         return Example("copy", f"Copy: {' '.join(words)}", " ".join(words))
     return Example("copy", f"Reverse: {' '.join(words)}", " ".join(reversed(words)))
@@ -69,7 +67,7 @@ def story(rng: random.Random) -> Example:
     """Free text: a grammar with real choices, so that a sampled continuation has entropy."""
     hero, friend = rng.sample(ANIMALS, 2)
     sentences = [f"The {hero} lived by the {rng.choice(PLACES)}."]
-    for _ in range(rng.randrange(3, 9)):
+    for _ in range(rng.randrange(1, 6)):
         place, thing, colour = rng.choice(PLACES), rng.choice(OBJECTS), rng.choice(COLOURS)
         sentences.append(
             rng.choice(
@@ -88,12 +86,12 @@ def story(rng: random.Random) -> Example:
 
 
 TASKS: dict[str, tuple[Callable[[random.Random], Example], float]] = {
-    "addition": (addition, 0.36),
-    "recall": (recall, 0.18),
-    "json": (json_object, 0.08),
+    "addition": (addition, 0.48),
+    "recall": (recall, 0.14),
+    "json": (json_object, 0.06),
     "code": (code, 0.12),
-    "copy": (copy_list, 0.16),
-    "story": (story, 0.10),
+    "copy": (copy_list, 0.14),
+    "story": (story, 0.06),
 }
 """Generator and share of the training examples, by task."""
 

@@ -34,21 +34,21 @@ def executed(root: Path, page: Page, cache: Path) -> tuple[NotebookNode, bool]:
     Raises PublishError naming the cell when one fails or writes to standard error.
     """
     stored = cache / f"{page.path.stem}.ipynb"
+    earlier = nbformat.read(stored, as_version=4) if stored.exists() else None
+    must_run = earlier is None or earlier.metadata["inferlab"] != _key(
+        root, page, earlier.metadata["inferlab"]["modules"]
+    )
+    if must_run:
+        earlier = _notebook(page)
+        earlier.metadata["inferlab"] = _key(root, page, _run(root, page, earlier))
+        cache.mkdir(parents=True, exist_ok=True)
+        unfinished = stored.with_suffix(".partial")
+        nbformat.write(earlier, unfinished)
+        os.replace(unfinished, stored)
+    # Also after a run: what nbclient adds to a notebook must not make the staged page differ.
     notebook = _notebook(page)
-    if stored.exists():
-        earlier = nbformat.read(stored, as_version=4)
-        if earlier.metadata["inferlab"] == _key(
-            root, page, earlier.metadata["inferlab"]["modules"]
-        ):
-            _copy_outputs(earlier, notebook)
-            return notebook, False
-    modules = _run(root, page, notebook)
-    notebook.metadata["inferlab"] = _key(root, page, modules)
-    cache.mkdir(parents=True, exist_ok=True)
-    unfinished = stored.with_suffix(".partial")
-    nbformat.write(notebook, unfinished)
-    os.replace(unfinished, stored)
-    return notebook, True
+    _copy_outputs(earlier, notebook)
+    return notebook, must_run
 
 
 def _notebook(page: Page) -> NotebookNode:
@@ -74,6 +74,8 @@ def _run(root: Path, page: Page, notebook: NotebookNode) -> list[str]:
         notebook,
         timeout=CELL_LIMIT_SECONDS,
         kernel_name="python3",
+        # Otherwise every kernel warns on the terminal that it talks over unencrypted loopback.
+        extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str((root / page.path).parent)}},
     )
     try:

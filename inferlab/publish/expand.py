@@ -24,12 +24,13 @@ def expand(root: Path, exercise: Exercise, solution: bool) -> str:
     when a member cannot be copied onto another class (see `refuse_uncopyable`).
     """
     imports: list[str] = []
+    kept_imports: list[str] = []
     definitions: list[str] = []
     written = 0
     for node in exercise.imports:
         kept = [alias for alias in node.names if alias.name not in exercise.owners]
         if kept:
-            imports.append(ast.unparse(ast.ImportFrom(node.module, kept, node.level)))
+            kept_imports.append(ast.unparse(ast.ImportFrom(node.module, kept, node.level)))
         owners = [alias.name for alias in node.names if alias.name in exercise.owners]
         if not owners:
             continue
@@ -56,6 +57,7 @@ def expand(root: Path, exercise: Exercise, solution: bool) -> str:
         f"# exercise: {exercise.name}",
         f"# Write {', '.join(exercise.members)}: about {exercise.lines} lines in all.",
         *imports,
+        *kept_imports,
     ]
     return "\n\n\n".join(["\n".join(head), *dict.fromkeys(definitions)]) + "\n"
 

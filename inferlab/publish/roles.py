@@ -6,7 +6,7 @@
 | {given}`2,039 GB/s <key>` | the words, linked to the entry `key` of `book/sources.yml` |
 | {src}`vllm/v1/…/block_pool.py:BlockPool.touch` | itself, linked to the line at the pinned tag |
 
-Plain code fences and code spans of two or more backticks are left alone, so a page can show a role.
+Plain code fences and code spans of two backticks are left alone, so a page can show a role.
 """
 
 import re
@@ -25,7 +25,7 @@ from inferlab.publish.problems import Problem, PublishError
 ROLE = re.compile(
     r"(?P<literal>^(?P<fence>`{3,})(?:(?!\{)|\{(?:code-block|code|math)\})[^\n]*\n"
     r".*?^(?P=fence)[ ]*$"
-    r"|(?<!`)(?P<span>`{2,})(?!`).+?(?<!`)(?P=span)(?!`))"
+    r"|(?<!`)``(?!`).+?(?<!`)``(?!`))"
     r"|\{(?P<role>say|given|src)\}`(?P<text>[^`]*)`",
     re.DOTALL | re.MULTILINE,
 )

@@ -1,5 +1,6 @@
 """Builds the site: checks and stages each page, runs Jupyter Book, asserts that the pages exist."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from inferlab.publish.problems import Problem, PublishError, refuse_if_any
 from inferlab.publish.prose import bare_numbers
 from inferlab.publish.roles import References, load_sources
 from inferlab.publish.spine import check_spine
-from inferlab.publish.stage import Stage, clear, stage_assets, stage_page, toc_pages
+from inferlab.publish.stage import Stage, stage_assets, stage_page, toc_pages
 
 
 def build_site(root: Path, build: Path, report: Callable[[str], None]) -> Path:
@@ -42,7 +43,7 @@ def build_site(root: Path, build: Path, report: Callable[[str], None]) -> Path:
     stage_assets(stage)
     stage.finish()
     report("Building the site with Jupyter Book")
-    return _run_jupyter_book(stage.folder, build / "site", names)
+    return _run_jupyter_book(stage, build / "site", names)
 
 
 def _check(page: Page) -> list[Problem]:
@@ -50,22 +51,27 @@ def _check(page: Page) -> list[Problem]:
     return [*structure, *bare_numbers(page)]
 
 
-def _run_jupyter_book(pages: Path, site: Path, names: list[str]) -> Path:
+def _run_jupyter_book(stage: Stage, site: Path, names: list[str]) -> Path:
+    built = site / "_build"
+    built_with = built / "assets.sha256"
+    if not built_with.exists() or built_with.read_text(encoding="utf-8") != stage.assets_hash():
+        shutil.rmtree(built, ignore_errors=True)
     program = "from jupyter_book.cli.main import main; main()"
-    options = ["build", str(pages), "--path-output", str(site), "-W", "--keep-going"]
+    options = ["build", str(stage.folder), "--path-output", str(site), "-W", "--keep-going"]
     result = subprocess.run(
         [sys.executable, "-c", program, *options], capture_output=True, text=True, check=False
     )
     log = site / "build.log"
     site.mkdir(parents=True, exist_ok=True)
     log.write_text(result.stdout + result.stderr, encoding="utf-8")
-    html = site / "_build" / "html"
+    html = built / "html"
     missing = [name for name in names if not (html / f"{name}.html").exists()]
     if result.returncode or missing:
         # Sphinx warns about a page only when it reads it: the next build has to read all again.
-        clear(site / "_build")
+        shutil.rmtree(built, ignore_errors=True)
         warnings = [line for line in result.stderr.splitlines() if "WARNING" in line]
         reasons = warnings or result.stderr.splitlines()[-15:]
         reasons += [f"No HTML was made for {name}." for name in missing]
         raise PublishError([Problem(log, 1, "Jupyter Book failed:\n" + "\n".join(reasons))])
+    built_with.write_text(stage.assets_hash(), encoding="utf-8")
     return html

@@ -1,4 +1,4 @@
-"""Sphinx extension of the book: refuses raw sources, loads Plotly only where a figure is."""
+"""Sphinx extension of the book: refuses raw sources, loads scripts only where they are needed."""
 
 from typing import Any
 
@@ -13,14 +13,20 @@ def setup(app: Sphinx) -> dict[str, Any]:
             f"{app.srcdir} holds the sources of the book, which only `make book` can publish: "
             "run make book."
         )
-    app.connect("html-page-context", add_plotly)
+    app.connect("html-page-context", choose_scripts)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def add_plotly(
+def choose_scripts(
     app: Sphinx, _page: str, _template: str, context: dict[str, Any], _tree: Any
 ) -> None:
-    """Plotly is several megabytes: only a page with a figure may make its reader wait."""
+    """Add Plotly to pages with a figure only, as it is megabytes, and drop thebe from all pages.
+
+    Jupyter Book cannot be told to leave thebe out; its scripts name a server outside and fail.
+    """
+    scripts = context["script_files"]
+    # In place: Sphinx holds the same list, and appends to it what add_js_file is given.
+    scripts[:] = [s for s in scripts if "thebe" not in f"{s.filename} {s.attributes}"]
     if 'class="lab-figure"' in context.get("body", ""):
         for script in ("plotly.min.js", "figures.js"):
             app.add_js_file(script, loading_method="defer")

@@ -1,7 +1,7 @@
 """Turns source pages into the staged folder that Jupyter Book builds: `build/pages`."""
 
+import hashlib
 import importlib.metadata
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,12 @@ class Stage:
     def __init__(self, root: Path, folder: Path) -> None:
         self.root = root
         self.folder = folder
-        self._written: set[Path] = set()
+        self._written: dict[Path, str] = {}
 
     def write(self, path: Path, content: bytes) -> None:
         """Put `content` at `path` below the staged folder."""
         target = self.folder / path
-        self._written.add(target)
+        self._written[target] = hashlib.sha256(content).hexdigest()
         if target.exists() and target.read_bytes() == content:
             return
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +66,19 @@ class Stage:
     def copy(self, source: Path, path: Path) -> None:
         """Put the file `source` at `path` below the staged folder."""
         self.write(path, source.read_bytes())
+
+    def assets_hash(self) -> str:
+        """Hash of everything staged that is no page, and of the extension that draws the pages.
+
+        Sphinx rewrites a page when its source changes, not when a style or a script does.
+        """
+        extension = Path(__file__).with_name("sphinx_extension.py").read_text(encoding="utf-8")
+        assets = [
+            f"{path} {content_hash}"
+            for path, content_hash in sorted(self._written.items())
+            if path.suffix not in (".md", ".ipynb")
+        ]
+        return hashlib.sha256("\n".join([extension, *assets]).encode()).hexdigest()
 
     def finish(self) -> None:
         """Remove what an earlier build staged and this one did not."""
@@ -151,8 +164,3 @@ def _mathjax_folder() -> Path:
     raise PublishError(
         [Problem(Path("requirements/core.txt"), 1, "sphinx-mathjax-offline holds no MathJax.")]
     )
-
-
-def clear(folder: Path) -> None:
-    """Remove a generated folder if it is there."""
-    shutil.rmtree(folder, ignore_errors=True)

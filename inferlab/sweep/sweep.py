@@ -84,7 +84,12 @@ class Sweep:
 
     def live(self) -> Any:
         """The same figure in Jupyter: widgets that call `at`."""
-        from ipywidgets import Dropdown, Output, SelectionSlider, VBox
+        from ipywidgets import (  # type: ignore[import-untyped]
+            Dropdown,
+            Output,
+            SelectionSlider,
+            VBox,
+        )
 
         widgets = {}
         for control in self.controls:

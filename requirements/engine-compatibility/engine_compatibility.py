@@ -1,6 +1,6 @@
 """Lets a CUDA build of torchvision be imported beside the CPU build of torch.
 
-torchvision attaches fake kernels to `torchvision::nms` and `torchvision::qnms` while it is imported.
+torchvision attaches fake kernels to `torchvision::nms` and `torchvision::qnms` as it is imported.
 Its C++ library would have defined the two operators, but that library needs CUDA and does not load
 here, so the import fails with "operator torchvision::nms does not exist". Defining the two schemas
 is enough: no model of this course calls the operators.
@@ -43,9 +43,7 @@ class SchemaFinder(MetaPathFinder):
         found = PathFinder.find_spec(name, path, target)
         if found is None or found.origin is None:
             return None
-        return spec_from_file_location(
-            name, found.origin, loader=SchemaLoader(name, found.origin)
-        )
+        return spec_from_file_location(name, found.origin, loader=SchemaLoader(name, found.origin))
 
 
 sys.meta_path.insert(0, SchemaFinder())

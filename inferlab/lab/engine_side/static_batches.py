@@ -1,6 +1,6 @@
 """Hugging Face `generate` on static batches: the baseline that continuous batching is held against.
 
-Each line of stdin is `{"model", "batch_size", "arguments", "warm_up"}`, where `arguments` are those
+Each line of stdin is `{"name", "batch_size", "arguments", "warm_up"}`, where `arguments` are those
 of `vllm bench serve`: vLLM's own code makes the prompts and the output lengths, so both engines get
 the same requests. Requests are taken in order of arrival; a batch is padded on the left to its
 longest prompt and generates until its longest output is done. Only requested tokens are counted.
@@ -52,9 +52,7 @@ def requests(arguments: list[str], tokenizer: object) -> list[tuple[str, int]]:
     return [(sample.prompt, sample.expected_output_len) for sample in samples]
 
 
-def measure(
-    name: str, batch_size: int, arguments: list[str], warm_up: bool
-) -> dict[str, object]:
+def measure(name: str, batch_size: int, arguments: list[str], warm_up: bool) -> dict[str, object]:
     tokenizer, model = load(name)
     waiting = requests(arguments, tokenizer)[: batch_size if warm_up else None]
     input_lens, output_lens, latencies, padded_tokens = [], [], [], 0

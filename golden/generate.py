@@ -1,0 +1,57 @@
+"""Write the golden values from the reference engine: `python golden/generate.py`.
+
+A test runs the same functions and compares, so that neither the files nor the engine can drift.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from inferlab import golden, models
+from inferlab.engine import LLM, SamplingParams, SchedulerOutput
+from inferlab.models import corpus
+
+
+def week04() -> dict[str, Any]:
+    """Eight prompts, their greedy tokens, and the most blocks that they hold at once."""
+    checkpoint = models.path("tiny-chat")
+    tokenizer = LLM(checkpoint).tokenizer
+    examples = [corpus.held_out_examples(task, 2)[i] for task in corpus.TASKS for i in (0, 1)][:8]
+    prompts = [
+        tokenizer.encode(f"<|bos|><|user|>{example.prompt}<|end|><|assistant|>").ids
+        for example in examples
+    ]
+    params = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
+    peaks, tokens = {}, []
+    for block_size in (4, 16, 64):
+        held = []
+
+        def count_blocks(_: SchedulerOutput) -> None:
+            pool = llm.scheduler.kv_cache_manager.block_pool  # noqa: B023 - called in this turn
+            held.append(pool.num_blocks - 1 - pool.num_free_blocks)  # noqa: B023
+
+        llm = LLM(
+            checkpoint,
+            block_size=block_size,
+            num_blocks=8192 // block_size + 1,
+            enable_prefix_caching=False,
+            on_schedule=count_blocks,
+        )
+        tokens = [completion.token_ids for completion in llm.generate(prompts, params)]
+        peaks[str(block_size)] = max(held)
+    return {
+        "weights_sha256": models.weights_hash("tiny-chat"),
+        "max_tokens": params.max_tokens,
+        "prompts": prompts,
+        "tokens": tokens,
+        "peak_blocks": peaks,
+    }
+
+
+WEEKS: dict[str, Callable[[], dict[str, Any]]] = {"week04": week04}
+
+if __name__ == "__main__":
+    for week, generate in WEEKS.items():
+        path = golden.FOLDER / f"{week}.json"
+        path.write_text(json.dumps(generate()) + "\n")
+        print(f"Wrote {path.name}.")

@@ -1,0 +1,108 @@
+"""Where a result comes from: machine, versions, model, commit, workloads, seeds."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from inferlab import models
+from inferlab.lab import engines
+from inferlab.lab.paths import ROOT
+from inferlab.lab.plan import Plan
+
+
+def context(plan: Plan) -> dict[str, Any]:
+    """What decides a measurement beside the point itself; a point measured under another context
+    is measured again."""
+    local = plan.profile.model in models.names()
+    return {
+        "versions": engines.versions(),
+        "model": {
+            "name": plan.profile.model,
+            "weights_sha256": models.weights_hash(plan.profile.model) if local else "",
+            "decode_weight_bytes": plan.profile.decode_weight_bytes,
+            "kv_bytes_per_token": plan.profile.kv_bytes_per_token,
+        },
+        "hardware": hardware(),
+        "environment": plan.profile.environment,
+        "seeds": list(range(plan.experiment.repeats)),
+    }
+
+
+def provenance(plan: Plan) -> dict[str, Any]:
+    """Provenance of a result of `plan` that is measured from now on."""
+    return {
+        **moment(),
+        **context(plan),
+        "workloads": {
+            str(point.parameters["workload"]): hash_of(point.client) for point in plan.points
+        },
+    }
+
+
+def moment() -> dict[str, Any]:
+    """When a measurement starts, and from which commit of the course."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": git("rev-parse", "HEAD") or "none",
+        # The results being written are no change of what measures them.
+        "dirty": bool(git("status", "--porcelain", "--", ".", ":!results")),
+    }
+
+
+def hash_of(value: Any) -> str:
+    """SHA-256 of `value` as canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def hardware() -> dict[str, Any]:
+    """CPU, cores this process may use, memory, and the GPU and its driver where there is one."""
+    gpu, driver = gpu_and_driver()
+    return {
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "gpu": gpu,
+        "driver": driver,
+    }
+
+
+def cpu_name() -> str:
+    """Name of the CPU as the kernel reports it."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def gpu_and_driver() -> tuple[str, str]:
+    """Name and driver version of the first GPU; empty without one."""
+    if shutil.which("nvidia-smi") is None:
+        return "", ""
+    answer = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if answer.returncode != 0 or not answer.stdout.strip():
+        return "", ""
+    name, _, driver = answer.stdout.splitlines()[0].partition(", ")
+    return name, driver
+
+
+def git(*arguments: str) -> str:
+    """Output of a git command in the repository; empty outside one."""
+    if shutil.which("git") is None:
+        return ""
+    answer = subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return answer.stdout.strip() if answer.returncode == 0 else ""

