@@ -19,7 +19,10 @@ def prompts(llm: LLM) -> list[list[int]]:
         for example in corpus.held_out_examples(task, 7)
     ]
     rng = np.random.default_rng(0)
-    random = [rng.integers(6, llm.model.config.vocab_size, size=n).tolist() for n in (1, 1, 2, 15, 16, 17, 257, 700, 1500)]
+    random = [
+        rng.integers(6, llm.model.config.vocab_size, size=n).tolist()
+        for n in (1, 1, 2, 15, 16, 17, 257, 700, 1500)
+    ]
     return chats + random + [chats[0], chats[0], random[7], random[0], chats[3] * 4] * 2
 
 

@@ -10,7 +10,7 @@ from inferlab.engine import paged_decode_attention, paged_prefill_attention
 def dense_attention(
     queries: np.ndarray, keys: np.ndarray, values: np.ndarray, start: int
 ) -> np.ndarray:
-    """Causal attention in float64 with one softmax per query; the query at row i is at start + i."""
+    """Causal attention in float64, one softmax per query; row i is at position start + i."""
     num_new, num_heads, head_dim = queries.shape
     group = num_heads // keys.shape[1]
     output = np.empty((num_new, num_heads, head_dim))

@@ -68,7 +68,7 @@ def test_the_busiest_expert_is_busy() -> None:
 
 
 def test_the_engine_answers_as_often_as_the_card_says() -> None:
-    """100 answers a task by the NumPy engine: the counts of the card's first half, to the letter."""
+    """The NumPy engine answers the card's own questions, and is right as often."""
     llm = LLM(models.path("tiny-chat"), num_blocks=4096)
     for task in ("addition", "copy"):
         cases = corpus.held_out_examples(task, 200)

@@ -25,6 +25,6 @@ def latent_kv_bytes_per_token(
 def max_concurrent_sequences(
     memory_bytes: float, weight_bytes: float, bytes_per_token: float, tokens_per_sequence: int
 ) -> int:
-    """Sequences of `tokens_per_sequence` tokens whose KV fits beside the weights; never negative."""
+    """Sequences of `tokens_per_sequence` tokens whose KV fits beside the weights; at least 0."""
     free = memory_bytes - weight_bytes
     return max(0, int(free // (bytes_per_token * tokens_per_sequence)))

@@ -1,8 +1,9 @@
 """The course's serving engine: NumPy, small enough to hold in the head, exact enough to grade with.
 
 Contract: importing this package needs NumPy and nothing of the course outside it (loading a
-checkpoint needs safetensors and tokenizers). Same prompt and same seed give the same tokens, whatever the batch, the chunking, the
-cache or preemption. Each module states its invariants; the property tests enforce them.
+checkpoint needs safetensors and tokenizers). Same prompt and same seed give the same tokens,
+whatever the batch, the chunking, the cache or preemption. Each module states its invariants; the
+property tests enforce them.
 """
 
 from inferlab.engine.attention import paged_decode_attention, paged_prefill_attention

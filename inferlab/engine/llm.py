@@ -55,7 +55,7 @@ class LLM:
         seed: int = 0,
         on_schedule: Callable[[SchedulerOutput], None] | None = None,
     ) -> None:
-        # Imported here: the engine's parts need NumPy only, and the simulator uses them by thousands.
+        # Imported here, so that importing the engine needs NumPy only.
         from tokenizers import Tokenizer
 
         self.model = LlamaModel.from_pretrained(checkpoint)

@@ -36,7 +36,7 @@ def paged_decode_kernel(
     maximum = -float("inf")
     total = 0.0
     weighted = tl.zeros([HEAD_DIM], dtype=tl.float32)
-    for i in range(0, tl.cdiv(length, BLOCK_SIZE)):
+    for i in range(tl.cdiv(length, BLOCK_SIZE)):
         block = tl.load(block_tables + sequence * max_blocks + i)
         slots = block * BLOCK_SIZE + offsets
         valid = i * BLOCK_SIZE + offsets < length
@@ -90,4 +90,3 @@ def paged_decode(
         HEAD_DIM=head_dim,
     )
     return output
-

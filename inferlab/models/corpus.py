@@ -50,15 +50,17 @@ def json_object(rng: random.Random) -> Example:
 
 
 def code(rng: random.Random) -> Example:
-    factor, offset, value = rng.randrange(2, 10), rng.randrange(1, 10), rng.randrange(2, 10)
-    sign, direction = rng.choice((("+", 1), ("-", -1)))
-    prompt = f"f = lambda x: x * {factor} {sign} {offset}\nprint(f({value}))"
-    return Example("code", prompt, str(value * factor + direction * offset))
+    value, operand = rng.randrange(2, 13), rng.randrange(2, 13)
+    operator, result = rng.choice(
+        (("+", value + operand), ("-", value - operand), ("*", value * operand))
+    )
+    prompt = f"f = lambda x: x {operator} {operand}\nprint(f({value}))"
+    return Example("code", prompt, str(result))
 
 
 def copy_list(rng: random.Random) -> Example:
     words = rng.sample(ANIMALS + OBJECTS + PLACES + COLOURS, rng.randrange(3, 9))
-    if rng.random() < 0.5:
+    if rng.random() < 0.7:
         return Example("copy", f"Copy: {' '.join(words)}", " ".join(words))
     return Example("copy", f"Reverse: {' '.join(words)}", " ".join(reversed(words)))
 
@@ -86,11 +88,11 @@ def story(rng: random.Random) -> Example:
 
 
 TASKS: dict[str, tuple[Callable[[random.Random], Example], float]] = {
-    "addition": (addition, 0.48),
-    "recall": (recall, 0.14),
+    "addition": (addition, 0.34),
+    "recall": (recall, 0.20),
     "json": (json_object, 0.06),
     "code": (code, 0.12),
-    "copy": (copy_list, 0.14),
+    "copy": (copy_list, 0.22),
     "story": (story, 0.06),
 }
 """Generator and share of the training examples, by task."""

@@ -51,15 +51,31 @@ def expand(root: Path, exercise: Exercise, solution: bool) -> str:
             f"Exercise {exercise.name} promises about {exercise.lines} lines, "
             f"but the reference takes {written}."
         )
-    # A __future__ import is valid only before every other statement.
-    imports = sorted(dict.fromkeys(imports), key=lambda line: "__future__" not in line)
     head = [
         f"# exercise: {exercise.name}",
         f"# Write {', '.join(exercise.members)}: about {exercise.lines} lines in all.",
-        *imports,
-        *kept_imports,
+        *_merged([*imports, *kept_imports]),
     ]
     return "\n\n\n".join(["\n".join(head), *dict.fromkeys(definitions)]) + "\n"
+
+
+def _merged(imports: list[str]) -> list[str]:
+    """The import statements with one line for each module; `from __future__` has to stay first."""
+    plain: list[str] = []
+    names: dict[str, list[str]] = {}
+    for statement in imports:
+        (node,) = ast.parse(statement).body
+        if isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            names.setdefault(module, []).extend(ast.unparse(alias) for alias in node.names)
+        else:
+            plain.append(statement)
+    grouped = [
+        f"from {module} import {', '.join(sorted(set(found)))}"
+        for module, found in sorted(names.items(), key=lambda item: item[0] != "__future__")
+    ]
+    future = [line for line in grouped if "__future__" in line]
+    return future + list(dict.fromkeys(plain)) + grouped[len(future) :]
 
 
 def refuse_uncopyable(member: str, function: Function) -> None:
