@@ -143,6 +143,16 @@ def test_missing_engines_name_the_command(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert "Traceback" not in done.stderr
 
 
+def test_profile_of_another_machine_is_refused(
+    pretended_engines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inferlab.lab import provenance, runner
+
+    monkeypatch.setattr(provenance, "gpu_and_driver", lambda: ("NVIDIA H100", "600"))
+    with pytest.raises(runner.HardwareError, match=r"needs a GPU named A100.*NVIDIA H100"):
+        runner.run_experiment("week04/block-size", "a100", record=False)
+
+
 def test_metrics_text_becomes_differences() -> None:
     def text(preemptions: int, steps: int) -> str:
         return f"""# HELP vllm:num_preemptions_total Preemptions.

@@ -69,12 +69,13 @@ def paged_decode_attention(
             cache[table].reshape(num_sequences, -1, num_kv_heads, head_dim).swapaxes(1, 2)
             for cache in (key_cache, value_cache)
         )
-        positions = first * block_size + np.arange(keys.shape[2])
-        valid = positions < sequence_lengths[:, None, None, None]
+        positions: np.ndarray = first * block_size + np.arange(keys.shape[2])
+        valid = np.less(positions, sequence_lengths[:, None, None, None])
         tile = _attend_tile(grouped, keys, values, valid)
         state = tile if state is None else state.merge(tile)
     assert state is not None
-    return (state.output / state.total).reshape(num_sequences, num_heads, head_dim)
+    output: np.ndarray = state.output / state.total
+    return output.reshape(num_sequences, num_heads, head_dim)
 
 
 def _attend_tile(
@@ -88,7 +89,8 @@ def _attend_tile(
     scores = np.where(valid, queries @ keys.swapaxes(-1, -2), -1e30)
     maximum = scores.max(axis=-1, keepdims=True)
     weights = np.where(valid, np.exp(scores - maximum), 0)
-    values = np.where(valid.any(axis=-2)[..., None], values, 0)
+    seen = np.any(valid, axis=-2, keepdims=True).swapaxes(-1, -2)
+    values = np.where(seen, values, 0)
     return SoftmaxState(maximum, weights.sum(axis=-1, keepdims=True), weights @ values)
 
 
@@ -120,6 +122,7 @@ def paged_prefill_attention(
         for cache in (key_cache, value_cache)
     )  # [num_kv_heads, 1, length, head_dim]
     grouped = queries.reshape(num_new, num_kv_heads, -1, head_dim).transpose(1, 2, 0, 3)
-    causal = np.arange(length) <= context_length + np.arange(num_new)[:, None]
+    causal: np.ndarray = np.arange(length) <= context_length + np.arange(num_new)[:, None]
     state = _attend_tile(grouped / np.sqrt(head_dim), keys, values, causal)
-    return (state.output / state.total).transpose(2, 0, 1, 3).reshape(num_new, num_heads, head_dim)
+    output: np.ndarray = state.output / state.total
+    return output.transpose(2, 0, 1, 3).reshape(num_new, num_heads, head_dim)

@@ -18,7 +18,7 @@ from inferlab.lab import doctor as machine
 from inferlab.lab.engines import EnginesMissingError
 from inferlab.lab.plan import plan_experiment
 from inferlab.lab.results import ResultError
-from inferlab.lab.runner import run_experiment
+from inferlab.lab.runner import HardwareError, run_experiment
 from inferlab.lab.specification import experiment_identifiers, load_experiment
 from inferlab.lab.yaml_file import SpecificationError
 
@@ -106,7 +106,7 @@ def doctor() -> None:
 if __name__ == "__main__":
     try:
         main(standalone_mode=False)
-    except (SpecificationError, EnginesMissingError, ResultError) as error:
+    except (SpecificationError, EnginesMissingError, HardwareError, ResultError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
     except click.ClickException as error:

@@ -34,11 +34,12 @@ def run_experiment(
     `report` is told what happens now and how many repeats have been finished.
 
     Raises:
-        SpecificationError, EnginesMissingError: before anything is started.
+        SpecificationError, EnginesMissingError, HardwareError: before anything is started.
         ResultError: if the file to resume from was cut short or edited.
     """
     engines.interpreter()
     plan = plan_experiment(identifier, profile_name)
+    refuse_other_hardware(plan)
     path = result_path(RECORDED if record else LIVE, profile_name, identifier)
     context = provenance.context(plan)
     keys = [point.key(context) for point in plan.points]
@@ -65,6 +66,21 @@ def run_experiment(
             write_document(path, document)
     report("finished", len(keys) * plan.experiment.repeats)
     return Table(read_document(path), live=not record)
+
+
+class HardwareError(RuntimeError):
+    """This machine is not the one the profile describes."""
+
+
+def refuse_other_hardware(plan: Plan) -> None:
+    """A figure measured on another GPU must not be filed under this profile."""
+    wanted, found = plan.profile.hardware.gpu, provenance.hardware()["gpu"]
+    if wanted is not None and wanted not in found:
+        raise HardwareError(
+            f"The profile {plan.profile_name!r} needs a GPU named {wanted}, and this machine has "
+            f"{found or 'none'}. `python -m inferlab.lab show {plan.identifier} --profile "
+            f"{plan.profile_name}` prints the commands to run on one."
+        )
 
 
 def new_document(plan: Plan) -> Document:
@@ -196,6 +212,8 @@ def measure_transformers(
     running.stop_server()
     task = {
         "name": plan.model,
+        # The checkpoint may be stored in another type; both engines compute in this one.
+        "dtype": plan.profile.server["dtype"],
         "batch_size": point.baseline["batch-size"],
         "arguments": plan.bench_arguments(point, 0, seed),
         "warm_up": False,

@@ -22,6 +22,7 @@ class Hardware(Section):
 
     name: str
     bandwidth_gb_per_s: float = Field(gt=0, description="fastest memory the weights can come from")
+    gpu: str | None = Field(default=None, description="part of the name nvidia-smi reports")
     memory_bytes: int | None = Field(default=None, description="None: what this machine has")
 
 

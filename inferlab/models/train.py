@@ -71,6 +71,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         steps=560,
         learning_rate=0.02,
         seed=1,
+        spread=0.8,
     ),
     "tiny-draft": dict(architecture=_DRAFT, steps=400, learning_rate=0.02, seed=2, teacher=True),
     "tiny-draft-weak": dict(
@@ -88,7 +89,7 @@ RECIPES: dict[str, dict[str, Any]] = {
             tie_word_embeddings=False,
             router_aux_loss_coef=0.001,
         ),
-        steps=700,
+        steps=480,
         learning_rate=0.02,
         seed=4,
     ),
@@ -219,7 +220,11 @@ def build_optimizers(model: PreTrainedModel, learning_rate: float) -> list[torch
 
     Muon needs about half the tokens of AdamW here, and tokens are what two cores are short of.
     """
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers." in n]
+    matrices = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 2 and "layers." in name and not name.endswith("gate.weight")
+    ]
     inside = set(map(id, matrices))
     rest = [p for p in model.parameters() if id(p) not in inside]
     return [
@@ -289,8 +294,9 @@ def train(name: str, tokenizer: Tokenizer, steps: int | None = None) -> dict[str
         }
         with torch.no_grad():
             teacher_logits = teacher(**inputs).logits if teacher is not None else None
-        output = model(**inputs, **extra)
-        loss = weighted_loss(output.logits, batch, teacher_logits)
+        # Not the whole model: its own balancing loss does not take a mask with two lengths.
+        output = model.model(**inputs, **extra)
+        loss = weighted_loss(model.lm_head(output.last_hidden_state), batch, teacher_logits)
         losses.append(loss.item())
         if mixture:
             loss = loss + _balance_loss(output.router_logits, model.config)
@@ -305,6 +311,8 @@ def train(name: str, tokenizer: Tokenizer, steps: int | None = None) -> dict[str
                 f"{name} step {step + 1:4d}  loss {np.mean(losses[-25:]):.3f}  "
                 f"{time.perf_counter() - started:.0f} s  {answers_right(model, tokenizer)}"
             )
+    if "spread" in recipe:
+        spread_channels(model, recipe["spread"], recipe["seed"])
     save(name, model)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -323,6 +331,28 @@ def _balance_loss(router_logits: tuple[torch.Tensor, ...], config: MixtralConfig
         router_logits, config.num_local_experts, config.num_experts_per_tok
     )
     return config.router_aux_loss_coef * loss
+
+
+@torch.no_grad()
+def spread_channels(model: PreTrainedModel, spread: float, seed: int) -> None:
+    """Give the inputs of every layer channels of very different size, computing the same function.
+
+    Large checkpoints grow such channels by themselves (Dettmers et al., 2022), and they are what
+    quantization has to cope with; a small one trained for minutes has none. The norm's gain of a
+    channel is multiplied by a power of two and the weights that read it are divided by it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for layer in model.model.layers:
+        attention, feed_forward = layer.self_attn, layer.mlp
+        for norm, readers in (
+            (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+            (layer.post_attention_layernorm, (feed_forward.gate_proj, feed_forward.up_proj)),
+        ):
+            exponents = spread * torch.randn(len(norm.weight), generator=generator)
+            gains = 2.0 ** exponents.round().clamp(-4, 4)
+            norm.weight *= gains
+            for reader in readers:
+                reader.weight /= gains
 
 
 def save(name: str, model: PreTrainedModel) -> None:

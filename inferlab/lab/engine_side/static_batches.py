@@ -1,9 +1,9 @@
 """Hugging Face `generate` on static batches: the baseline that continuous batching is held against.
 
-Each line of stdin is `{"name", "batch_size", "arguments", "warm_up"}`, where `arguments` are those
-of `vllm bench serve`: vLLM's own code makes the prompts and the output lengths, so both engines get
-the same requests. Requests are taken in order of arrival; a batch is padded on the left to its
-longest prompt and generates until its longest output is done. Only requested tokens are counted.
+Each line of stdin is `{"name", "dtype", "batch_size", "arguments", "warm_up"}`, where `arguments`
+are those of `vllm bench serve`: vLLM's own code makes the prompts and the output lengths, so both
+engines get the same requests. Requests are taken in order of arrival; a batch is padded on the left
+to its longest prompt and generates until its longest output is done. Only requested tokens count.
 """
 
 import json
@@ -28,13 +28,17 @@ from vllm.utils.argparse_utils import (  # type: ignore[import-not-found]  # noq
 loaded: dict[str, tuple[object, object]] = {}
 
 
-def load(name: str):  # type: ignore[no-untyped-def]
+def load(name: str, dtype: str):  # type: ignore[no-untyped-def]
     if name not in loaded:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(device).eval()
+        model = (
+            AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
+            .to(device)
+            .eval()
+        )
         # The model's own limits on length and its end-of-text token would cut outputs short.
         model.generation_config.eos_token_id = None
         loaded[name] = (tokenizer, model)
@@ -52,8 +56,10 @@ def requests(arguments: list[str], tokenizer: object) -> list[tuple[str, int]]:
     return [(sample.prompt, sample.expected_output_len) for sample in samples]
 
 
-def measure(name: str, batch_size: int, arguments: list[str], warm_up: bool) -> dict[str, object]:
-    tokenizer, model = load(name)
+def measure(
+    name: str, dtype: str, batch_size: int, arguments: list[str], warm_up: bool
+) -> dict[str, object]:
+    tokenizer, model = load(name, dtype)
     waiting = requests(arguments, tokenizer)[: batch_size if warm_up else None]
     input_lens, output_lens, latencies, padded_tokens = [], [], [], 0
     start = time.perf_counter()
