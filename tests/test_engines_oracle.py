@@ -17,34 +17,78 @@ from tests.oracle import MAX_NEW_TOKENS, disagreements, prompts
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow]
 SCRIPTS = Path(__file__).parent / "upstream"
+OTHERS = ["tiny-draft", "tiny-draft-weak", "tiny-moe"]
 
 
-def vllm_tokens(checkpoint: Path, asked: list[list[int]], **options: Any) -> list[list[int]]:
-    data = {"checkpoint": str(checkpoint), "prompts": asked, "ignore_eos": True, **options}
-    data.setdefault("max_tokens", MAX_NEW_TOKENS)
-    tokens: list[list[int]] = upstream((SCRIPTS / "vllm_generate.py").read_text(), data)
+def chats(task: str) -> tuple[list[list[int]], list[str]]:
+    """The card's own 200 questions of one task as token ids, and their answers."""
+    tokenizer = LLM(models.path("tiny-chat")).tokenizer
+    cases = corpus.held_out_examples(task, 200)
+    texts = [f"<|bos|><|user|>{case.prompt}<|end|><|assistant|>" for case in cases]
+    return [tokenizer.encode(text).ids for text in texts], [case.answer for case in cases]
+
+
+def number_right(tokens: list[list[int]], answers: list[str]) -> int:
+    tokenizer = LLM(models.path("tiny-chat")).tokenizer
+    return sum(tokenizer.decode(ids) == answer for ids, answer in zip(tokens, answers))
+
+
+@pytest.fixture(scope="module")
+def vllm_tokens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[int]]]:
+    """What real vLLM generates for every job of this module, in one process."""
+    int4 = tmp_path_factory.mktemp("tiny-chat-int4")
+    write_int4_checkpoint(int4)
+    answering = {"max_tokens": 64, "ignore_eos": False}
+    jobs: dict[str, dict[str, Any]] = {
+        "greedy": {
+            "checkpoint": str(models.path("tiny-chat")),
+            "dtype": "float32",
+            "prompts": prompts(LLM(models.path("tiny-chat"))),
+            "max_tokens": MAX_NEW_TOKENS,
+            "ignore_eos": True,
+        },
+        "int4": {
+            "checkpoint": str(int4),
+            "dtype": "bfloat16",
+            "prompts": [ids for task in corpus.CHECKED_TASKS for ids in chats(task)[0]],
+            **answering,
+        },
+    }
+    for name in OTHERS:
+        checkpoint = str(models.path(name))
+        questions = chats("json")[0]
+        jobs[name] = {
+            "checkpoint": checkpoint,
+            "dtype": "float32",
+            "prompts": questions,
+            **answering,
+        }
+    tokens: dict[str, list[list[int]]] = upstream((SCRIPTS / "vllm_generate.py").read_text(), jobs)
     return tokens
 
 
-def test_greedy_tokens_equal_those_of_vllm() -> None:
+def test_greedy_tokens_equal_those_of_vllm(vllm_tokens: dict[str, list[list[int]]]) -> None:
     llm = LLM(models.path("tiny-chat"), num_blocks=2048)
     asked = prompts(llm)
     assert len(asked) >= 50
-    expected = vllm_tokens(models.path("tiny-chat"), asked)
-    assert disagreements(llm, asked, expected) <= 2
+    assert disagreements(llm, asked, vllm_tokens["greedy"]) <= 2
 
 
-@pytest.mark.parametrize("name", ["tiny-draft", "tiny-draft-weak", "tiny-moe"])
-def test_vllm_answers_as_the_card_says(name: str) -> None:
-    tokenizer = LLM(models.path("tiny-chat")).tokenizer
-    cases = corpus.held_out_examples("json", 200)
-    chats = [
-        tokenizer.encode(f"<|bos|><|user|>{case.prompt}<|end|><|assistant|>").ids for case in cases
-    ]
-    tokens = vllm_tokens(models.path(name), chats, max_tokens=64, ignore_eos=False)
-    answers = [tokenizer.decode(ids) for ids in tokens]
-    right = sum(answer == case.answer for answer, case in zip(answers, cases))
+@pytest.mark.parametrize("name", OTHERS)
+def test_vllm_answers_as_the_card_says(name: str, vllm_tokens: dict[str, list[list[int]]]) -> None:
+    right = number_right(vllm_tokens[name], chats("json")[1])
     assert abs(right - models.card(name)["accuracy"]["json"]["right"]) <= 2
+
+
+def test_vllms_int4_kernels_take_the_weights_and_lose_what_the_card_says(
+    vllm_tokens: dict[str, list[list[int]]],
+) -> None:
+    answers = [answer for task in corpus.CHECKED_TASKS for answer in chats(task)[1]]
+    right = number_right(vllm_tokens["int4"], answers)
+    card = models.card("tiny-chat")
+    low, high = card["accuracy_int4_group128"]["all"]["interval"]
+    assert low <= right / len(answers) <= high
+    assert right < card["accuracy"]["all"]["right"]
 
 
 def random_operations(seed: int, num_blocks: int) -> list[list[Any]]:
@@ -89,30 +133,32 @@ def apply_operation(pool: BlockPool, references: list[int], operation: list[Any]
     return remaining
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_pool_equals_vllms_after_every_operation(seed: int) -> None:
+def test_the_pool_equals_vllms_after_every_operation() -> None:
     num_blocks, hashes = 24, list(range(12))
-    operations = random_operations(seed, num_blocks)
-    assert {operation[0] for operation in operations} == {"get", "free", "touch", "cache"}
+    runs = [random_operations(seed, num_blocks) for seed in range(5)]
     theirs = upstream(
         (SCRIPTS / "vllm_block_pool.py").read_text(),
-        {"num_blocks": num_blocks, "operations": operations, "hashes": hashes},
+        {"num_blocks": num_blocks, "runs": runs, "hashes": hashes},
     )
-    pool = BlockPool(num_blocks)
-    references: list[int] = []
     revived = evicted = 0
-    for operation, expected in zip(operations, theirs, strict=True):
-        free_before = {block.block_id for block in pool.free_queue.blocks()}
-        cached_before = sum(block.block_hash is not None for block in pool.blocks)
-        references = apply_operation(pool, references, operation)
-        found = {
-            str(h): block.block_id if (block := pool.get_cached_block(bytes([h] * 32))) else None
-            for h in hashes
-        }
-        free = [block.block_id for block in pool.free_queue.blocks()]
-        assert {"free": free, "hits": found} == expected, f"after {operation}"
-        revived += operation[0] == "touch" and operation[1][0] in free_before
-        evicted += cached_before - sum(b.block_hash is not None for b in pool.blocks) > 0
+    for operations, trace in zip(runs, theirs, strict=True):
+        assert {operation[0] for operation in operations} == {"get", "free", "touch", "cache"}
+        pool = BlockPool(num_blocks)
+        references: list[int] = []
+        for operation, expected in zip(operations, trace, strict=True):
+            free_before = {block.block_id for block in pool.free_queue.blocks()}
+            cached_before = sum(block.block_hash is not None for block in pool.blocks)
+            references = apply_operation(pool, references, operation)
+            found = {
+                str(h): block.block_id
+                if (block := pool.get_cached_block(bytes([h] * 32)))
+                else None
+                for h in hashes
+            }
+            free = [block.block_id for block in pool.free_queue.blocks()]
+            assert {"free": free, "hits": found} == expected, f"after {operation}"
+            revived += operation[0] == "touch" and operation[1][0] in free_before
+            evicted += cached_before > sum(b.block_hash is not None for b in pool.blocks)
     assert revived > 0
     assert evicted > 0
 
@@ -159,21 +205,3 @@ def write_int4_checkpoint(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         (folder / file).write_bytes((source / file).read_bytes())
-
-
-def test_vllms_int4_kernels_take_the_weights_and_lose_what_the_card_says(tmp_path: Path) -> None:
-    write_int4_checkpoint(tmp_path)
-    tokenizer = LLM(models.path("tiny-chat")).tokenizer
-    card = models.card("tiny-chat")["accuracy_int4_group128"]
-    right, expected = 0, 0
-    chats, answers = [], []
-    for task in corpus.CHECKED_TASKS:
-        for case in corpus.held_out_examples(task, 200):
-            text = f"<|bos|><|user|>{case.prompt}<|end|><|assistant|>"
-            chats.append(tokenizer.encode(text).ids)
-            answers.append(case.answer)
-        expected += card[task]["right"]
-    tokens = vllm_tokens(tmp_path, chats, max_tokens=64, ignore_eos=False, dtype="bfloat16")
-    right = sum(tokenizer.decode(ids) == answer for ids, answer in zip(tokens, answers))
-    low, high = card["all"]["interval"]
-    assert low <= right / len(answers) <= high

@@ -9,9 +9,13 @@ from vllm.v1.core.kv_cache_utils import BlockHash, make_block_hash_with_group_id
 
 
 def main(data):
-    pool = BlockPool(num_gpu_blocks=data["num_blocks"], enable_caching=True, hash_block_size=16)
+    return [replay(data["num_blocks"], run, data["hashes"]) for run in data["runs"]]
+
+
+def replay(num_blocks, operations, hashes):
+    pool = BlockPool(num_gpu_blocks=num_blocks, enable_caching=True, hash_block_size=16)
     trace = []
-    for name, *arguments in data["operations"]:
+    for name, *arguments in operations:
         if name == "get":
             pool.get_new_blocks(arguments[0])
         elif name == "free":
@@ -22,7 +26,7 @@ def main(data):
             key = make_block_hash_with_group_id(BlockHash(bytes([arguments[1]] * 32)), 0)
             pool._insert_block_hash(key, pool.blocks[arguments[0]], num_tokens=16)
         hits = {}
-        for number in data["hashes"]:
+        for number in hashes:
             found = pool.get_cached_block(BlockHash(bytes([number] * 32)), [0])
             hits[str(number)] = found[0].block_id if found else None
         free = [block.block_id for block in pool.free_block_queue.get_all_free_blocks()]
