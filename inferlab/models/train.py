@@ -73,9 +73,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         seed=1,
         spread=0.8,
     ),
-    "tiny-draft": dict(architecture=_DRAFT, steps=400, learning_rate=0.02, seed=2, teacher=True),
+    "tiny-draft": dict(architecture=_DRAFT, steps=240, learning_rate=0.02, seed=2, teacher=True),
     "tiny-draft-weak": dict(
-        architecture=_DRAFT, steps=100, learning_rate=0.02, seed=3, teacher=True
+        architecture=_DRAFT, steps=50, learning_rate=0.02, seed=3, teacher=True
     ),
     "tiny-moe": dict(
         architecture=dict(
