@@ -73,7 +73,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         seed=1,
         spread=0.8,
     ),
-    "tiny-draft": dict(architecture=_DRAFT, steps=240, learning_rate=0.02, seed=2, teacher=True),
+    "tiny-draft": dict(architecture=_DRAFT, steps=90, learning_rate=0.02, seed=2, teacher=True),
     "tiny-draft-weak": dict(
         architecture=_DRAFT, steps=50, learning_rate=0.02, seed=3, teacher=True
     ),
