@@ -26,9 +26,10 @@ def failure_sentence(log: str) -> str:
 
 def install(arguments: list[str]) -> int:
     """Run `pip install` with `arguments`; return its exit status."""
-    # Python compiles the modules it imports; compiling all of them here only adds to the wait.
+    # pip compiles what it installs. Where PYTHONDONTWRITEBYTECODE is set, nothing else ever would,
+    # and an engine would spend half a minute of every start on it.
     pip = subprocess.Popen(
-        [sys.executable, "-m", "pip", "install", "--no-input", "--no-compile", *arguments],
+        [sys.executable, "-m", "pip", "install", "--no-input", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -32,7 +32,7 @@ def book() -> None:
         _fail(error)
     here = html.relative_to(ROOT)
     console.print(f"[green]The book is in {here}.[/] Look at it with:")
-    console.print(f"  {Path(sys.executable).name} -m http.server -d {here} 8000", highlight=False)
+    console.print(f"  python3 -m http.server -d {here} 8000", highlight=False)
     console.print("and open http://localhost:8000 in a browser.", highlight=False)
 
 
