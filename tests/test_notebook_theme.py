@@ -35,6 +35,8 @@ def test_every_subplot_needs_its_titles():
 
 def test_a_hidden_axis_and_a_table_need_none():
     drawing = go.Figure(go.Scatter(x=[1], y=[1]))
+    with pytest.raises(ValueError, match="xaxis"):
+        require_axis_titles(drawing)  # the control: visible, it would be refused
     drawing.update_layout(xaxis_visible=False, yaxis_visible=False)
     require_axis_titles(drawing)
     require_axis_titles(go.Figure(go.Table()))

@@ -66,3 +66,4 @@ def test_figures_follow_a_change_of_theme(sample):
         light = page.evaluate(colour)
         page.evaluate("() => document.documentElement.dataset.theme = 'dark'")
         page.wait_for_function(f"before => ({colour})() !== before", arg=light)
+        assert page.evaluate(colour) != light
