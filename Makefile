@@ -6,6 +6,9 @@ PROFILE ?= cpu
 PORT ?= 8888
 # Address of a package index that holds the build of PyTorch you want; see README.md.
 TORCH_INDEX ?=
+# Where the book is published: student notebooks link to it, and Colab fetches its bundle there.
+# The default is the address under which `make book` tells you to look at the site.
+COURSE_URL ?= http://localhost:8000
 
 CORE := .venv/bin/python
 ENGINES := .venv-engines/bin/python
@@ -18,7 +21,8 @@ FIND_PYTHON = command -v $(PYTHON) >/dev/null || { \
 FAST_TESTS := not slow and not engines and not site
 
 .DEFAULT_GOAL := help
-.PHONY: help env engines book lab test-fast test test-full lint experiments bench clean
+.PHONY: help env engines book instructor-book lab release validate grade test-fast test test-full \
+  lint experiments bench clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -37,8 +41,9 @@ $(CORE_INSTALLED): requirements/core.txt
 	@$(CORE) requirements/install.py -r requirements/core.txt $(TORCH_OPTION)
 	@touch $@
 
-$(INFERLAB_INSTALLED): $(CORE_INSTALLED) pyproject.toml
-	@echo "Installing inferlab from this folder …"
+$(INFERLAB_INSTALLED): $(CORE_INSTALLED) pyproject.toml requirements/checkpoints/pyproject.toml
+	@echo "Installing inferlab and its checkpoints from this folder …"
+	@$(CORE) requirements/install.py --no-deps ./requirements/checkpoints
 	@$(CORE) requirements/install.py --no-deps --editable .
 	@touch $@
 
@@ -52,24 +57,29 @@ $(ENGINES_INSTALLED): requirements/engines-cpu.txt $(wildcard requirements/engin
 	@$(ENGINES) -c "import torch" || { echo "PyTorch does not load in .venv-engines: this machine needs its CPU build, so run make engines TORCH_INDEX=<address of PyTorch's CPU wheel index> (see README.md)." >&2; exit 1; }
 	@touch $@
 
-book: env ## execute the chapters and build the site
+book: env ## execute the chapters, build the site and the student notebooks it offers
 	@$(CORE) -m inferlab.publish book
+	@$(CORE) -m autograder release --course-url $(COURSE_URL)
+
+instructor-book: env ## the same site with solutions, model answers and rubrics, for instructors
+	@$(CORE) -m inferlab.publish book --instructor
 
 # A copy that exists is the reader's own work and is never overwritten.
-lab: env ## open the notebooks in JupyterLab (PORT=8888)
+lab: env ## open the student notebooks in JupyterLab (PORT=8888)
 	@$(CORE) requirements/check_machine.py port $(PORT)
-	@mkdir -p build/lab
-	@for source in notebooks/*.md; do \
-	  copy=build/lab/$$(basename "$$source" .md).ipynb; \
-	  if [ ! -e "$$copy" ]; then \
-	    $(CORE) -m jupytext --quiet --to ipynb --output "$$copy" "$$source" || exit 1; \
-	  elif [ "$$source" -nt "$$copy" ]; then \
-	    echo "Kept $$copy although $$source is newer: move it away to get the new text."; \
-	  fi; \
-	done
+	@$(CORE) -m autograder release --into build/lab --course-url $(COURSE_URL)
 	@echo "Starting JupyterLab on port $(PORT) in build/lab; stop it with Ctrl-C."
 	@$(CORE) -m jupyterlab --port $(PORT) --ServerApp.port_retries=0 \
 	  $$([ "$$(id -u)" != 0 ] || echo --allow-root) build/lab
+
+release: env ## make a week's student bundle and nbgrader release (WEEK=04 COURSE_URL=…)
+	@$(CORE) -m autograder release $(WEEK) --course-url $(COURSE_URL)
+
+validate: env ## run what a student runs before handing in (NOTEBOOK=file)
+	@$(CORE) -m inferlab.handin "$(NOTEBOOK)"
+
+grade: env ## grade a folder of submissions (WEEK=04 SUBMISSIONS=folder)
+	@$(CORE) -m autograder grade $(WEEK) "$(SUBMISSIONS)"
 
 lint: env ## check format, lint and types
 	@echo "Checking format, lint and types …"
@@ -91,6 +101,21 @@ test-full: test ## the same as test for now; later weeks add their long runs her
 ifneq ($(filter experiments,$(MAKECMDGOALS)),)
 ifndef WEEK
 $(error Say which week, for example: make experiments WEEK=04 PROFILE=$(PROFILE))
+endif
+endif
+ifneq ($(filter release,$(MAKECMDGOALS)),)
+ifndef WEEK
+$(error Say which week, for example: make release WEEK=04)
+endif
+endif
+ifneq ($(filter grade,$(MAKECMDGOALS)),)
+ifeq ($(and $(WEEK),$(SUBMISSIONS)),)
+$(error Say which week and where the submissions are: make grade WEEK=04 SUBMISSIONS=folder)
+endif
+endif
+ifneq ($(filter validate,$(MAKECMDGOALS)),)
+ifndef NOTEBOOK
+$(error Say which notebook: make validate NOTEBOOK=week04-paged-attention.ipynb)
 endif
 endif
 

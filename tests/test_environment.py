@@ -50,7 +50,7 @@ def test_conda_environment_installs_the_core_lock_and_nothing_else():
     assert environment["dependencies"] == [
         "python=3.11",
         "pip",
-        {"pip": ["-r requirements/core.txt", "-e ."]},
+        {"pip": ["-r requirements/core.txt", "./requirements/checkpoints", "-e ."]},
     ]
 
 

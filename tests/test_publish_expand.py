@@ -73,7 +73,7 @@ def root(tmp_path):
 def exercise(members, imports="Meter, Other", lines=20, module="parts.meter"):
     source = f"# exercise: week04-meter\nfrom {module} import {imports}\n"
     metadata = {
-        "exercise": {"members": members, "lines": lines},
+        "exercise": {"members": members, "lines": lines, "points": 5},
         "nbgrader": {"grade_id": "week04-meter", "solution": True},
     }
     return read_exercise(source, metadata)
@@ -230,8 +230,13 @@ def test_members_must_exist_and_fit_the_budget(root, members, lines, message):
         ("# exercise: week04-x\nfrom a import B", {"exercise": {"members": ["B.c"]}}, "lines"),
         (
             "# exercise: week04-x\nfrom a import B",
-            {"exercise": {"members": ["B.c"], "lines": 99}},
+            {"exercise": {"members": ["B.c"], "lines": 99, "points": 5}},
             "less than or equal to 40",
+        ),
+        (
+            "# exercise: week04-x\nfrom a import B",
+            {"exercise": {"members": ["B.c"], "lines": 10}},
+            "exercise.points: Field required",
         ),
         ("# exercise: week04-x\nfrom a import B", {"nbgrader": {}}, "grade_id: week04-x"),
         ("# exercise: week04-x\nfrom a import B\nx = 1", {}, "import … lines only|import …` lines"),
@@ -240,7 +245,7 @@ def test_members_must_exist_and_fit_the_budget(root, members, lines, message):
 )
 def test_a_malformed_cell_says_what_is_wrong(source, change, message):
     metadata = {
-        "exercise": {"members": ["B.c"], "lines": 10},
+        "exercise": {"members": ["B.c"], "lines": 10, "points": 5},
         "nbgrader": {"grade_id": "week04-x", "solution": True},
     }
     with pytest.raises(ValueError, match=message):

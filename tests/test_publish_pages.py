@@ -193,6 +193,8 @@ def test_sections_out_of_order_are_named(tmp_path):
             "solution: true",
         ),
         ("# exercise: week04-sample-hash\nfrom", "# exercise: hash\nfrom", "first line"),
+        (":tags: [setup]\n", "", "carry the tag setup"),
+        ("lines: 6, points: 10", "lines: 6, points: 9", "worth 39 points together, not 40"),
         ("(week04-limits)=\n## Limits", "(week04-limits)=\nLimits", "not followed by a heading"),
     ],
 )

@@ -6,11 +6,21 @@ with them, which `verify` checks against the hash in each card.
 """
 
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
-CHECKPOINTS = Path(__file__).parent / "checkpoints"
+
+def _folder_of_checkpoints() -> Path:
+    own = Path(__file__).parent / "checkpoints"
+    # A student's bundle holds no weights: all bundles share one installed distribution.
+    shared = None if own.is_dir() else importlib.util.find_spec("inferlab_checkpoints")
+    found = shared.submodule_search_locations if shared else None
+    return Path(next(iter(found))) if found else own
+
+
+CHECKPOINTS = _folder_of_checkpoints()
 
 
 def names() -> list[str]:
@@ -26,6 +36,11 @@ def path(name: str) -> Path:
     """
     folder = CHECKPOINTS / name
     if not (folder / "config.json").exists():
+        if not names():
+            raise ValueError(
+                f"There is no checkpoint {name!r}, because no checkpoints are installed: "
+                "run the notebook's first cell, or install the wheel inferlab_checkpoints."
+            )
         raise ValueError(f"There is no checkpoint {name!r}; choose one of {', '.join(names())}.")
     return folder
 

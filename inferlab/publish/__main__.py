@@ -24,10 +24,19 @@ def main() -> None:
 
 
 @main.command()
-def book() -> None:
+@click.option("--instructor", is_flag=True, help="With solutions, model answers and rubrics.")
+def book(instructor: bool) -> None:
     """Check, execute and stage every page, and build the site under build/site."""
+    questions = None
+    if instructor:
+        # Only here: the rubrics are no part of what a reader's site is made from.
+        from autograder.rubric import load_rubrics
+
+        questions = load_rubrics
     try:
-        html = build_site(ROOT, ROOT / "build", lambda step: console.print(f"[cyan]•[/] {step} …"))
+        html = build_site(
+            ROOT, ROOT / "build", lambda step: console.print(f"[cyan]•[/] {step} …"), questions
+        )
     except PublishError as error:
         _fail(error)
     here = html.relative_to(ROOT)

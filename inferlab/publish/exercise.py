@@ -12,12 +12,14 @@ FEWEST_LINES, MOST_LINES = 5, 40
 
 
 class ExerciseMetadata(pydantic.BaseModel):
-    """The `exercise` entry of the cell's metadata; `lines` is the reader's budget."""
+    """The `exercise` entry of the cell's metadata; `lines` is the reader's budget, `points` the
+    marks that the hidden probes decide on."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
     members: list[str] = pydantic.Field(min_length=1)
     lines: int = pydantic.Field(ge=FEWEST_LINES, le=MOST_LINES)
+    points: int = pydantic.Field(ge=1)
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,22 @@ class Exercise:
     name: str
     members: list[str]
     lines: int
+    points: int
     imports: list[ast.ImportFrom]
 
     @property
     def owners(self) -> set[str]:
         """The imported names that hold a listed member: classes, or functions themselves."""
         return {member.partition(".")[0] for member in self.members}
+
+    @property
+    def homes(self) -> dict[str, list[str]]:
+        """The listed members by the module of the package that defines them."""
+        home = {alias.name: node.module or "" for node in self.imports for alias in node.names}
+        found: dict[str, list[str]] = {}
+        for member in self.members:
+            found.setdefault(home[member.partition(".")[0]], []).append(member)
+        return found
 
 
 def is_exercise(source: str, metadata: dict[str, Any]) -> bool:
@@ -66,7 +78,7 @@ def read_exercise(source: str, metadata: dict[str, Any]) -> Exercise:
     if len(imports) != len(statements) or not imports:
         raise ValueError(f"Exercise {name}: the cell may hold `from … import …` lines only.")
     imported = {alias.name for node in imports for alias in node.names}
-    exercise = Exercise(name, listed.members, listed.lines, imports)
+    exercise = Exercise(name, listed.members, listed.lines, listed.points, imports)
     if missing := exercise.owners - imported:
         raise ValueError(
             f"Exercise {name}: the cell lists members of {', '.join(sorted(missing))} "

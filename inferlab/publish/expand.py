@@ -97,14 +97,26 @@ def refuse_uncopyable(member: str, function: Function) -> None:
             )
 
 
+def stubbed(module: Module, members: list[str]) -> str:
+    """Text of the whole module with a stub in place of each listed member's body."""
+    functions = [module.function(member) for member in members]
+    return _replace(module, 1, len(module.lines), functions, solution=False) + "\n"
+
+
 def _replace_bodies(
     module: Module, binding: Binding, functions: list[Function], solution: bool
 ) -> str:
     """Text of the binding with each of `functions` that lies in it marked or replaced by a stub."""
     first, last = module.span(binding.node)
     inside = [f for f in functions if first <= f.lineno <= last]
+    return _replace(module, first, last, inside, solution)
+
+
+def _replace(
+    module: Module, first: int, last: int, functions: list[Function], solution: bool
+) -> str:
     lines = module.lines[first - 1 : last]
-    for function in sorted(inside, key=lambda f: f.lineno, reverse=True):
+    for function in sorted(functions, key=lambda f: f.lineno, reverse=True):
         start, end = (line - first for line in module.body_span(function))
         indent = " " * function.body[0].col_offset
         begin, finish = SOLUTION

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from inferlab.publish.answers import Questions
 from inferlab.publish.citations import load_index
 from inferlab.publish.execute import executed
 from inferlab.publish.page import Page, read_page
@@ -17,18 +18,25 @@ from inferlab.publish.spine import check_spine
 from inferlab.publish.stage import Stage, stage_assets, stage_page, toc_pages
 
 
-def build_site(root: Path, build: Path, report: Callable[[str], None]) -> Path:
+def build_site(
+    root: Path,
+    build: Path,
+    report: Callable[[str], None],
+    questions: Callable[[str], Questions] | None = None,
+) -> Path:
     """Build the site of the repository `root` below `build`; returns the folder with the HTML.
 
-    `report` gets one line for every step. Raises PublishError when a check or a cell fails, or
-    when Jupyter Book warns.
+    `report` gets one line for every step. With `questions`, which gives the rubrics of a week, the
+    site is the instructors', under `build / "instructor"`. Raises PublishError when a check or a
+    cell fails, or when Jupyter Book warns.
     """
     names = toc_pages(root)
     report(f"Checking {len(names)} pages")
     pages = [read_page(root, Path(f"{name}.md")) for name in names]
     refuse_if_any(problem for page in pages for problem in _check(page))
     references = References({}, load_sources(root), load_index(root))
-    stage = Stage(root, build / "pages")
+    edition = build / "instructor" if questions else build
+    stage = Stage(root, edition / "pages")
     for page in pages:
         notebook = None
         if page.is_notebook:
@@ -39,11 +47,12 @@ def build_site(root: Path, build: Path, report: Callable[[str], None]) -> Path:
             report(
                 f"Executed in {took}" if ran else "Nothing it depends on has changed: kept outputs"
             )
-        stage_page(stage, page, notebook, references)
+        rubrics = questions(page.week) if questions and page.week else None
+        stage_page(stage, page, notebook, references, rubrics)
     stage_assets(stage)
     stage.finish()
     report("Building the site with Jupyter Book")
-    return _run_jupyter_book(stage, build / "site", names)
+    return _run_jupyter_book(stage, edition / "site", names)
 
 
 def _check(page: Page) -> list[Problem]:

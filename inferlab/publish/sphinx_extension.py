@@ -1,5 +1,7 @@
-"""Sphinx extension of the book: refuses raw sources, loads scripts only where they are needed."""
+"""Sphinx extension of the book: refuses raw sources, loads scripts only where they are needed,
+and offers the student notebook of each chapter."""
 
+import re
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -14,6 +16,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
             "run make book."
         )
     app.connect("html-page-context", choose_scripts)
+    # After the theme, which starts its list of buttons anew for every page.
+    app.connect("html-page-context", offer_student_notebook, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -30,3 +34,23 @@ def choose_scripts(
     if 'class="lab-figure"' in context.get("body", ""):
         for script in ("plotly.min.js", "figures.js"):
             app.add_js_file(script, loading_method="defer")
+
+
+def offer_student_notebook(
+    _app: Sphinx, page: str, _template: str, context: dict[str, Any], _tree: Any
+) -> None:
+    """Give a chapter a download button for the student's bundle.
+
+    The theme's own button would hand out the page, which holds the outputs of the reference.
+    """
+    if week := re.match(r"notebooks/(week\d\d)-", page):
+        context["header_buttons"].insert(
+            0,
+            {
+                "type": "link",
+                "url": context["pathto"](f"bundles/{week[1]}.zip", 1),
+                "icon": "fas fa-download",
+                "tooltip": "Download the student notebook and what it needs",
+                "label": "download-student-notebook",
+            },
+        )

@@ -13,6 +13,7 @@ SPINE = (
 ).split()
 LABEL = re.compile(r"^\((week\d\d)-([a-z]+)\)=$\n+(#.*)?", re.MULTILINE)
 FEWEST_EXERCISES, MOST_EXERCISES = 3, 6
+EXERCISE_POINTS = 40  # of a chapter's 100; the other 60 are the lab's
 
 
 def check_spine(page: Page) -> list[Problem]:
@@ -75,16 +76,26 @@ def _labels(page: Page) -> Iterator[tuple[str, int, bool]]:
 def _exercise_problems(page: Page) -> list[Problem]:
     problems = []
     code = [cell for cell in page.cells if cell.kind == "code"]
-    count = 0
+    if code and "setup" not in code[0].metadata.get("tags", []):
+        problems.append(
+            page.problem(
+                code[0].line,
+                "The first code cell must import what all others need and carry the tag setup: "
+                "the student notebook is prepared before it, and grading runs it.",
+            )
+        )
+    count = points = 0
     for cell, following in zip(code, [*code[1:], None]):
         if not is_exercise(cell.source, cell.metadata):
             continue
         count += 1
         try:
-            name = read_exercise(cell.source, cell.metadata).name
+            exercise = read_exercise(cell.source, cell.metadata)
         except ValueError as error:
             problems.append(page.problem(cell.line, str(error)))
             continue
+        name = exercise.name
+        points += exercise.points
         if following is None or not following.source.startswith(f"# test: {name}\n"):
             problems.append(
                 page.problem(
@@ -99,6 +110,12 @@ def _exercise_problems(page: Page) -> list[Problem]:
                 1,
                 f"The chapter has {count} exercises; "
                 f"it must have {FEWEST_EXERCISES} to {MOST_EXERCISES}.",
+            )
+        )
+    if not problems and points != EXERCISE_POINTS:
+        problems.append(
+            page.problem(
+                1, f"The exercises are worth {points} points together, not {EXERCISE_POINTS}."
             )
         )
     return problems

@@ -11,8 +11,9 @@ import yaml
 from nbformat import NotebookNode
 
 from inferlab.notebook import SAID_KEY, Said
+from inferlab.publish.answers import Questions, with_answers, without_answers
 from inferlab.publish.exercise import is_exercise, read_exercise
-from inferlab.publish.expand import expand
+from inferlab.publish.expand import SOLUTION, expand
 from inferlab.publish.page import Cell, Page
 from inferlab.publish.problems import Problem, PublishError, refuse_if_any
 from inferlab.publish.roles import References, substitute
@@ -89,26 +90,35 @@ class Stage:
                 path.rmdir()
 
 
-def stage_page(stage: Stage, page: Page, notebook: NotebookNode | None, found: References) -> None:
+def stage_page(
+    stage: Stage,
+    page: Page,
+    notebook: NotebookNode | None,
+    found: References,
+    questions: Questions | None = None,
+) -> None:
     """Stage one page: roles replaced, exercises expanded to the student's code.
 
+    With `questions` the page is the instructor's: it shows the solutions and the model answers.
     Raises PublishError with every unknown name and every exercise that cannot be expanded.
     """
-    said = _said(notebook) if notebook else {}
+    said = said_in(notebook) if notebook else {}
     references = References(said, found.sources, found.citations)
     problems: list[Problem] = []
     sources: list[str] = []
     for cell in page.cells:
         source = cell.source
-        if cell.kind == "markdown":
-            source, seen = substitute(page, cell, references)
-            problems += seen
-        elif is_exercise(cell.source, cell.metadata):
-            try:
+        try:
+            if cell.kind == "markdown":
+                source, seen = substitute(page, cell, references)
+                problems += seen
+                source = with_answers(source, questions) if questions else without_answers(source)
+            elif is_exercise(cell.source, cell.metadata):
                 exercise = read_exercise(cell.source, cell.metadata)
-                source = expand(stage.root, exercise, solution=False)
-            except ValueError as error:
-                problems.append(page.problem(cell.line, str(error)))
+                source = expand(stage.root, exercise, solution=questions is not None)
+                source = "\n".join(x for x in source.splitlines() if x.strip() not in SOLUTION)
+        except ValueError as error:
+            problems.append(page.problem(cell.line, str(error)))
         sources.append(source)
     refuse_if_any(problems)
     if notebook is None:
@@ -135,7 +145,8 @@ def _tags(cell: Cell) -> list[str]:
     return tags
 
 
-def _said(notebook: NotebookNode) -> dict[str, Said]:
+def said_in(notebook: NotebookNode) -> dict[str, Said]:
+    """Every number that a cell of the executed notebook said, by name."""
     outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
     records = (output.get("metadata", {}).get(SAID_KEY) for output in outputs)
     return {record["name"]: Said(**record) for record in records if record}

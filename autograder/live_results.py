@@ -1,0 +1,90 @@
+"""Decides whether a student's own measurements earn the points for running the experiments.
+
+The same rules that refuse a careless result in the course: complete, sealed, physically possible.
+A file that holds the course's recorded numbers is a replay and earns nothing.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from inferlab.lab import physics, results
+from inferlab.lab.paths import RECORDED, result_path
+from inferlab.lab.plan import Plan, plan_experiment
+from inferlab.lab.specification import experiment_identifiers
+from inferlab.lab.yaml_file import SpecificationError
+
+LARGEST_BYTES = 20_000_000
+
+
+def live_results(folder: Path, week: str) -> dict[str, str]:
+    """For each experiment of the week what is wrong with the live files in `folder`; empty if one
+    is valid.
+
+    `folder` holds `build/results/<profile>/<week>/<experiment>.json`, as a bundle does.
+    """
+    verdicts = {}
+    for identifier in experiment_identifiers(week):
+        paths = sorted((folder / "build" / "results").glob(f"*/{identifier}.json"))
+        problems = [_problem(path, identifier) for path in paths]
+        missing = "No live result file was handed in."
+        verdicts[identifier] = "" if "" in problems else " ".join(problems) or missing
+    return verdicts
+
+
+def _problem(path: Path, identifier: str) -> str:
+    """The first reason why the file earns nothing; empty for a valid one."""
+    profile = path.parent.parent.name
+    try:
+        document = _read(path)
+        if (document["experiment"], document["profile"]) != (identifier, profile):
+            return f"{profile}: the file is of {document['experiment']} on {document['profile']}."
+        if _is_recorded(document, result_path(RECORDED, profile, identifier)):
+            return f"{profile}: the file holds the course's recorded numbers."
+        return next(_impossible(document, plan_experiment(identifier, profile)), "")
+    except (ValueError, SpecificationError, RecursionError) as error:
+        return f"{profile}: {error}"
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        return f"{profile}: the file lacks or mistypes {error}."
+
+
+def _read(path: Path) -> results.Document:
+    """Raises ValueError for what is no sealed result file."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST_BYTES:
+        raise ValueError(f"a regular file of at most {LARGEST_BYTES:,} bytes is expected.")
+    document: results.Document = json.loads(path.read_text(encoding="utf-8"))
+    if problem := next(results.problems(document), ""):
+        raise ValueError(problem)
+    return document
+
+
+def _is_recorded(document: results.Document, recorded: Path) -> bool:
+    """Whether any repeat is one of the recording: two machines never measure the same samples."""
+    if not recorded.exists():
+        return False
+
+    def measured(found: results.Document) -> set[str]:
+        return {
+            results.seal(repeat["samples"])
+            for point in found["points"]
+            for repeat in point["repeats"]
+        }
+
+    return bool(measured(document) & measured(json.loads(recorded.read_text(encoding="utf-8"))))
+
+
+def _impossible(document: results.Document, plan: Plan) -> Any:
+    """What is missing from the plan's points, and what no machine can have measured."""
+    profile = plan.profile_name
+    memory = document["provenance"]["hardware"]["memory_bytes"]
+    for point in plan.points:
+        found = [p for p in document["points"] if p["parameters"] == point.parameters]
+        if len(found) != 1 or found[0]["status"] != "ok":
+            yield f"{profile}: the point {point.parameters} was not measured."
+            return
+        if len(found[0]["repeats"]) != plan.experiment.repeats:
+            yield f"{profile}: the point {point.parameters} lacks repeats."
+        ceilings = physics.ceilings_of(plan, point, memory)
+        for repeat in found[0]["repeats"]:
+            for sentence in physics.violations(repeat["metrics"], ceilings):
+                yield f"{profile}: {sentence}"

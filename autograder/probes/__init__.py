@@ -1,0 +1,1 @@
+"""The probes of each week, in a module named after it."""

@@ -1,0 +1,383 @@
+"""Submissions of every kind go through nbgrader itself, and each gets what it deserves."""
+
+import copy
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from click.testing import CliRunner
+from nbgrader.api import Gradebook
+
+import autograder.grade as grading
+from autograder.course import run_nbgrader
+from autograder.live_results import live_results
+from autograder.preprocessors import HideProbes, ScoreOrNothing
+from autograder.submissions import find_submissions
+from inferlab.handin.bounded import MOST_CHARACTERS
+from inferlab.handin.notebook_file import Refused
+from inferlab.lab import results
+from tests.small_course import (
+    EXERCISES,
+    NOTEBOOK,
+    WEEK,
+    code,
+    make_course,
+    solved,
+    student_notebook,
+)
+
+ROOT = Path(__file__).parents[1]
+RECORDED = ROOT / "results" / "cpu" / WEEK
+EXPERIMENT_NAMES = ["batching-against-hf", "block-size", "kv-pool"]
+
+WARNS = "import sys; print('DeprecationWarning: old', file=sys.stderr); return 2 * x"
+FLOODS = "for _ in range(100 if x == 3 else 0): print('x' * 999_999)\nreturn 2 * x"
+SHADOWS = """
+try:
+    import helper
+except ModuleNotFoundError:
+    import inferlab.lab.paths, json, numbers
+    return 2 * x
+"""
+
+
+def hand_in(folder: Path, student: str, **solutions: str) -> None:
+    """A finished notebook with `solutions` in place of the right ones, as nbgrader collects it."""
+    target = folder / student / WEEK / NOTEBOOK
+    target.parent.mkdir(parents=True)
+    nbformat.write(solved(student_notebook(), **solutions), target)
+
+
+def without_code(folder: Path, student: str, text: str) -> None:
+    (folder / f"{student}.ipynb").write_text(text, encoding="utf-8")
+
+
+def write_submissions(folder: Path) -> None:
+    folder.mkdir()
+    hand_in(folder, "right")
+    hand_in(folder, "half", square="return 9")
+    hand_in(folder, "warns", double=WARNS)
+    hand_in(folder, "floods", double=FLOODS)
+    hand_in(folder, "kills", double="import os; os._exit(1)")
+    without_code(folder, "untouched", nbformat.writes(student_notebook()))
+    without_code(folder, "broken", '{"cells": [')
+    without_code(
+        folder, "other-week", nbformat.writes(solved(student_notebook())).replace(WEEK, "week07")
+    )
+    someone = solved(student_notebook())
+    someone.cells[2].source = '# hand-in: week04\nSTUDENT = "right"'
+    without_code(folder, "thief", nbformat.writes(someone))
+    skips = solved(student_notebook(), double="return 0")
+    # Once this has run, IPython replaces every cell by `pass`.
+    skips.cells[5].source += "\nget_ipython().input_transformers_cleanup.append(lambda _: ['pass'])"
+    without_code(folder, "666", nbformat.writes(skips))
+    answered = solved(student_notebook())
+    answered.cells[-3].source += "\nAn answer of my own."
+    del answered.cells[9]
+    without_code(folder, "answered", nbformat.writes(answered))
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A folder with a released course, everything handed in, and graded by the command."""
+    root = tmp_path_factory.mktemp("repository")
+    make_course(root / "build" / "course")
+    write_submissions(root / "in")
+    before = {path: path.read_bytes() for path in (root / "in").rglob("*.ipynb")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grading, "ROOT", root)
+        result = CliRunner().invoke(grading.grade, ["04", str(root / "in")])
+    (root / "output.txt").write_text(result.output, encoding="utf-8")
+    assert result.exit_code == 1, result.output  # three were refused
+    assert {path: path.read_bytes() for path in before} == before
+    return root
+
+
+@pytest.fixture(scope="module")
+def table(repository):
+    """The rows of the CSV by student."""
+    with (repository / "build" / "grade" / f"{WEEK}.csv").open(encoding="utf-8") as file:
+        return {row["student"]: row for row in csv.DictReader(file)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("student", "double", "square"),
+    [
+        ("right", "5.0", "4.0"),
+        ("half", "5.0", "0.8"),
+        ("untouched", "0.0", "0.0"),
+        ("warns", "5.0", "4.0"),
+        ("floods", "5.0", "4.0"),
+        ("kills", "0.0", "4.0"),
+        ("666", "0.0", "0.0"),
+        ("answered", "5.0", "0.0"),
+    ],
+)
+def test_each_exercise_gets_the_marks_it_deserves(student, double, square, table):
+    row = table[student]
+    assert (row["status"], row["double"], row["square"]) == ("graded", double, square)
+    assert float(row["exercises"]) == float(double) + float(square)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("student", "reason"),
+    [
+        ("broken", "is not a complete notebook file"),
+        ("other-week", "a notebook of week07, and week04 is expected"),
+        ("thief", "names the student 'right' and was handed in by 'thief'"),
+    ],
+)
+def test_what_cannot_be_graded_is_a_row_with_the_reason(student, reason, table, repository):
+    assert table[student]["status"] == "refused"
+    assert reason in table[student]["notes"]
+    assert table[student]["points"] == ""
+    assert not (repository / "build" / "course" / "autograded" / student).exists()
+
+
+@pytest.mark.slow
+def test_a_deleted_exercise_is_no_silent_zero(table):
+    assert "MISSING: the cell week04-square was not in the notebook" in table["answered"]["notes"]
+
+
+@pytest.mark.slow
+def test_only_a_written_answer_waits_for_a_human(table):
+    waiting = {student: row["by hand"] for student, row in table.items() if row["by hand"]}
+    assert waiting == {"answered": "analysis-1"}
+
+
+@pytest.mark.slow
+def test_only_the_cells_that_decide_are_run(repository):
+    path = repository / "build" / "course" / "autograded" / "right" / WEEK / NOTEBOOK
+    cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    ran = [cell.source.partition("\n")[0] for cell in cells if cell.execution_count]
+    kinds = ("exercise", "test", "probes")
+    exercises = [f"# {kind}: {name}" for name in EXERCISES for kind in kinds]
+    assert ran == ["import math", *exercises]
+    assert len(cells) > len(ran)
+
+
+@pytest.mark.slow
+def test_a_hundred_megabytes_are_cut_while_they_arrive(repository):
+    path = repository / "build" / "course" / "autograded" / "floods" / WEEK / NOTEBOOK
+    assert path.stat().st_size < 3 * MOST_CHARACTERS  # a test and a probe printed
+    assert "The output was cut here" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_feedback_shows_scores_and_no_probe(repository):
+    course = repository / "build" / "course"
+    pages = {path.parts[-3]: path.read_text() for path in course.glob("feedback/*/*/*.html")}
+    assert set(pages) >= {"right", "half", "kills", "untouched"}
+    assert "Score: 0.8 / 4.0" in " ".join(pages["half"].split())
+    graded = course / "autograded" / "half" / WEEK / NOTEBOOK
+    assert "secret of the probes" in graded.read_text()
+    assert not [student for student, page in pages.items() if "secret of the probes" in page]
+    assert (repository / "build" / "grade" / "gradebook.csv").exists()
+
+
+@pytest.mark.slow
+def test_grading_again_grades_only_what_changed_and_keeps_marks_of_humans(
+    repository, tmp_path, monkeypatch
+):
+    course = repository / "build" / "course"
+    folder = tmp_path / "in"
+    hand_in(folder, "right")
+    hand_in(folder, "half", square="return x * x")
+    with Gradebook(f"sqlite:///{course}/gradebook.db") as gradebook:
+        grade = gradebook.find_grade(f"{WEEK}-execution", Path(NOTEBOOK).stem, WEEK, "half")
+        grade.manual_score = 7
+        gradebook.db.commit()
+    ran = []
+    autograde = grading.autograde
+
+    def counted(course, week, student):
+        ran.append(student)
+        autograde(course, week, student)
+
+    monkeypatch.setattr(grading, "autograde", counted)
+    rows = grading.grade_week(course, WEEK, folder, lambda step: None)
+    assert ran == ["half"]
+    assert [row.exercise_points for row in rows] == [9, 9]
+    assert rows[0].other["execution"] == 7
+    # A run that is cut off leaves the scores that were given, and is taken up again.
+    monkeypatch.setattr(grading, "SECONDS_PER_SUBMISSION", 0.1)
+    shutil.rmtree(folder)
+    hand_in(folder, "half", square="return 0")
+    hand_in(folder, "right")
+    rows = grading.grade_week(course, WEEK, folder, lambda step: None)
+    assert [row.status for row in rows] == ["failed", "graded"]
+    assert "was stopped after" in rows[0].notes[0]
+    assert grading.read_scores(course, WEEK, Path(NOTEBOOK).stem, "half").exercise_points == 9
+    monkeypatch.setattr(grading, "SECONDS_PER_SUBMISSION", 100)
+    rows = grading.grade_week(course, WEEK, folder, lambda step: None)
+    assert [row.exercise_points for row in rows] == [5.8 - 0.8, 9]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", ["ours", "stock"])
+def test_plain_autograde_needs_our_configuration(configuration, repository, tmp_path):
+    """What nbgrader does by itself with warnings and with modules handed in beside the notebook."""
+    course = tmp_path / "course"
+    shutil.copytree(
+        repository / "build" / "course", course, ignore=shutil.ignore_patterns("autograded")
+    )
+    submitted = course / "submitted"
+    hand_in(submitted, "plain-warns", double=WARNS)
+    hand_in(submitted, "plain-shadows", double=SHADOWS)
+    beside = submitted / "plain-shadows" / WEEK
+    (beside / "inferlab").mkdir()
+    for name in ("helper.py", "numbers.py", "json.py", "inferlab/__init__.py"):
+        (beside / name).write_text("raise SystemExit('shadowed')" if "help" not in name else "")
+    if configuration == "stock":
+        (course / "nbgrader_config.py").write_text("c = get_config()\n")
+    run_nbgrader(course, "autograde", WEEK)
+    marks = {
+        student: grading.read_scores(course, WEEK, Path(NOTEBOOK).stem, student).exercises
+        for student in ("plain-warns", "plain-shadows")
+    }
+    expected = {"double": 5, "square": 4} if configuration == "ours" else {"double": 0, "square": 4}
+    assert marks == {"plain-warns": expected, "plain-shadows": expected}
+
+
+def probes_cell(*outputs):
+    cell = code("round(5.0, 2)", "double-probes", grade=True, points=5)
+    cell.outputs = list(outputs)
+    return cell
+
+
+def result(text):
+    return nbformat.v4.new_output("execute_result", {"text/plain": text}, execution_count=1)
+
+
+@pytest.mark.parametrize("text", ["5.0", "0.0", "3"])
+def test_a_score_counts(text):
+    cell, _ = ScoreOrNothing().preprocess_cell(probes_cell(result(text)), {}, 0)
+    assert [output.output_type for output in cell.outputs] == ["execute_result"]
+
+
+@pytest.mark.parametrize("texts", [[], ["nan"], ["-1.0"], ["5.1"], ["'5'"], ["5.0", "5.0"]])
+def test_whatever_is_no_score_gives_nothing(texts):
+    """nbgrader would give full marks for the first three, and stop at the fourth."""
+    cell, _ = ScoreOrNothing().preprocess_cell(probes_cell(*map(result, texts)), {}, 0)
+    assert [output.ename for output in cell.outputs] == ["NoScore"]
+
+
+def test_feedback_quotes_no_line_of_a_failing_probe():
+    error = nbformat.v4.new_output("error", ename="E", evalue="x == 7", traceback=["--> x == 7"])
+    cell, _ = HideProbes().preprocess_cell(probes_cell(error), {}, 0)
+    assert "7" not in json.dumps(cell.outputs)
+
+
+def test_a_student_may_write_a_delimiter():
+    cell = code("# BEGIN HIDDEN TESTS", "double", ["exercise"], solution=True)
+    assert HideProbes().preprocess_cell(copy.deepcopy(cell), {}, 0)[0] == cell
+
+
+def test_both_layouts_are_found_and_ambiguity_is_refused(tmp_path):
+    hand_in(tmp_path, "anna")
+    without_code(tmp_path, "bert", "{}")
+    hand_in(tmp_path, "carl")
+    without_code(tmp_path, "carl", "{}")
+    (tmp_path / "dora" / WEEK).mkdir(parents=True)
+    hand_in(tmp_path, "eve")
+    for name in ("draft", "copy"):
+        (tmp_path / "eve" / WEEK / f"{name}.ipynb").write_text("{}")
+    (tmp_path / "readme.txt").touch()
+    found = {submission.student: submission for submission in find_submissions(tmp_path, WEEK)}
+    assert list(found) == ["anna", "bert", "carl", "dora", "eve"]
+    assert found["anna"].notebook(NOTEBOOK).name == NOTEBOOK
+    assert found["bert"].notebook(NOTEBOOK).name == "bert.ipynb"
+    assert found["eve"].notebook(NOTEBOOK).name == NOTEBOOK
+    with pytest.raises(Refused, match="several notebooks"):
+        found["carl"].notebook(NOTEBOOK)
+    with pytest.raises(Refused, match="There is no notebook"):
+        found["dora"].notebook(NOTEBOOK)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(Refused, match="There is no submission"):
+        find_submissions(tmp_path, WEEK)
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """Writes a live result file for each experiment: the recording with samples of its own."""
+
+    def write(change=lambda document: None, names=EXPERIMENT_NAMES):
+        for name in names:
+            document = json.loads((RECORDED / f"{name}.json").read_text())
+            for point in document["points"]:
+                for repeat in point["repeats"]:
+                    for values in repeat["samples"].values():
+                        values.append(1)
+            change(document)
+            results.write_document(live_file(tmp_path, name), document)
+        return tmp_path
+
+    return write
+
+
+def live_file(folder, name):
+    return folder / "build" / "results" / "cpu" / WEEK / f"{name}.json"
+
+
+def test_measurements_of_the_students_own_are_valid(measured):
+    assert live_results(measured(), WEEK) == {f"{WEEK}/{name}": "" for name in EXPERIMENT_NAMES}
+
+
+def test_an_experiment_that_was_not_run_is_named(measured):
+    verdicts = live_results(measured(names=["kv-pool"]), WEEK)
+    assert [name for name, problem in verdicts.items() if not problem] == [f"{WEEK}/kv-pool"]
+    assert verdicts[f"{WEEK}/block-size"] == "No live result file was handed in."
+
+
+def test_a_replay_earns_nothing(tmp_path):
+    for name in EXPERIMENT_NAMES:
+        live_file(tmp_path, name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(RECORDED / f"{name}.json", live_file(tmp_path, name))
+    verdicts = live_results(tmp_path, WEEK)
+    assert set(verdicts.values()) == {"cpu: the file holds the course's recorded numbers."}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda d: d["points"].pop(), "was not measured"),
+        (lambda d: d["points"][0].update(status="failed"), "was not measured"),
+        (lambda d: d["points"][0]["repeats"].pop(), "lacks repeats"),
+        (lambda d: d["points"][0]["repeats"][0]["metrics"].update(e2e_mean_ms=1e9), "Little's law"),
+        (
+            lambda d: d["points"][0]["repeats"][0]["metrics"].pop("output_tokens"),
+            "lacks or mistypes",
+        ),
+        (lambda d: d["provenance"].update(hardware={}), "lacks or mistypes 'memory_bytes'"),
+        (lambda d: d.update(experiment="week04/other"), "the file is of week04/other"),
+    ],
+)
+def test_an_incomplete_or_impossible_result_earns_nothing(change, reason, measured):
+    verdicts = live_results(measured(change), WEEK)
+    assert all(reason in problem for problem in verdicts.values())
+
+
+@pytest.mark.parametrize(
+    ("contents", "reason"),
+    [("{", "Expecting"), ("[]", "not a mapping"), ("{}", "'schema' is miss")],
+)
+def test_a_file_that_is_no_result_earns_nothing(contents, reason, measured):
+    folder = measured()
+    live_file(folder, "kv-pool").write_text(contents)
+    assert reason in live_results(folder, WEEK)[f"{WEEK}/kv-pool"]
+
+
+def test_an_edited_result_earns_nothing(measured):
+    folder = measured()
+    path = live_file(folder, "kv-pool")
+    document = json.loads(path.read_text())
+    document["points"][0]["repeats"][0]["metrics"]["duration_s"] *= 1.001
+    path.write_text(json.dumps(document))
+    assert "it was edited" in live_results(folder, WEEK)[f"{WEEK}/kv-pool"]
