@@ -26,7 +26,7 @@ OBSERVATION = "decode encode equal refusal refuses".split()
 
 CELL = """\
 # probes: {name}
-# Your code is observed on inputs that are not shown. Each line is worth the same share of the marks:
+# Your code is observed on inputs that are not shown. Each line is worth as much as the others:
 {titles}
 ### BEGIN HIDDEN TESTS
 _probes = {{}}

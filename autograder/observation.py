@@ -68,6 +68,8 @@ def _array_or_dict(entries: dict[str, Any]) -> Any:
     dtype, shape, raw = entries[ARRAY]
     if dtype not in DTYPES or len(entries) != 1:
         raise ValueError(f"An array of {dtype!r} was sent; the types read are {', '.join(DTYPES)}.")
+    if not all(type(length) is int and length >= 0 for length in shape):
+        raise ValueError(f"An array of the shape {shape} was sent; lengths are whole numbers.")
     return np.frombuffer(base64.b64decode(raw, validate=True), dtype).reshape(shape)
 
 
@@ -92,7 +94,7 @@ def equal(expected: Any, seen: Any, tolerance: float = 0.0) -> bool:
             equal(value, seen[key], tolerance) for key, value in expected.items()
         )
     if isinstance(expected, float):
-        return abs(expected - seen) <= tolerance
+        return bool(abs(expected - seen) <= tolerance)
     if not isinstance(expected, np.ndarray):
         return bool(expected == seen)
     if expected.shape != seen.shape or expected.dtype.kind != seen.dtype.kind:
@@ -100,7 +102,7 @@ def equal(expected: Any, seen: Any, tolerance: float = 0.0) -> bool:
     if expected.dtype.kind != "f":
         return np.array_equal(expected, seen)
     expected, seen = expected.astype(np.float64), seen.astype(np.float64)
-    return np.allclose(seen, expected, rtol=0, atol=tolerance, equal_nan=True)
+    return bool(np.allclose(seen, expected, rtol=0, atol=tolerance, equal_nan=True))
 
 
 def refuses(call: Callable[[], Any]) -> bool:

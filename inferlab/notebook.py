@@ -108,8 +108,8 @@ def show(figure: Any, caption: str, badge: str | None = None, alt: str | None = 
     if not is_sweep:
         figure.update_layout(template=TEMPLATE)
     display(figure.live() if is_sweep else figure)  # type: ignore[no-untyped-call]
-    note = f'<span class="lab-badge">{html.escape(badge)}</span> ' if badge else ""
-    display(HTML(f"<p>{note}{html.escape(caption)}</p>"))  # type: ignore[no-untyped-call]
+    note = f"<br><small>{html.escape(badge)}</small>" if badge else ""
+    display(HTML(f"<p>{html.escape(caption)}{note}</p>"))  # type: ignore[no-untyped-call]
 
 
 def figure_html(payload: dict[str, Any], caption: str, badge: str | None, alt: str) -> str:

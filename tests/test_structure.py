@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "kernels": {"engine"},
     "models": {"engine"},
     "lab": {"engine", "analysis", "models"},
+    "handin": set(),
 }
 
 

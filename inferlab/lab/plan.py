@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from inferlab import models
-from inferlab.lab.paths import ROOT
+from inferlab.lab.paths import without_root
 from inferlab.lab.specification import (
     Arm,
     Engine,
@@ -54,9 +54,10 @@ class Plan:
 
     @property
     def model(self) -> str:
-        """What `vllm serve` is given: a path relative to the root, or a Hugging Face name."""
+        """What `vllm serve` is given: a path, relative if it is below the root, or a Hugging Face
+        name. In a student's bundle the checkpoints are an installed package elsewhere."""
         if self.profile.model in models.names():
-            return str(models.path(self.profile.model).relative_to(ROOT))
+            return without_root(str(models.path(self.profile.model)))
         return self.profile.model
 
     def serve_arguments(self, point: Point, port: int) -> list[str]:

@@ -1,0 +1,198 @@
+"""Week 4 through nbgrader's own exchange: released, fetched, handed in, graded, given back."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbgrader.api import Gradebook
+
+from autograder.course import run_nbgrader
+from autograder.grade import Row, grade_week, write_table
+from autograder.probe import load
+from inferlab.publish.leaks import leaks
+from tests.release_fixture import (
+    NOTEBOOK,
+    REPOSITORY,
+    WEEK,
+    fresh_copy,
+    reference_solutions,
+    released_bundle,
+    solve,
+)
+
+pytestmark = pytest.mark.slow
+COURSE = "--course=inference-engineering"
+POINTS = {
+    "fragmentation": 5,
+    "free-queue": 6,
+    "block-pool": 9,
+    "allocate-slots": 7,
+    "paged-attention": 8,
+    "paged-kernel": 5,
+}
+# One line of `admit_paged` that goes wrong: the last block of a sequence is not counted.
+MISTAKE = ("-(-length // block_size)", "length // block_size")
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A course directory with week 4 released, and nobody graded yet."""
+    released_bundle()
+    made = tmp_path_factory.mktemp("round-trip") / "course"
+    built = REPOSITORY / "build" / "course"
+    for name in ("source", "release"):
+        shutil.copytree(built / name, made / name)
+    for name in ("gradebook.db", "nbgrader_config.py"):
+        shutil.copy(built / name, made)
+    return made
+
+
+def hand_in(course: Path, student: str, solutions: dict[str, str]) -> None:
+    """Fetch the assignment through the exchange, fill in `solutions`, and hand it in."""
+    exchange = f"--Exchange.root={course.parent / 'exchange'}"
+    cache = f"--Exchange.cache={course.parent / 'cache' / student}"
+    home = course.parent / "homes" / student
+    home.mkdir(parents=True)
+    who = f"--CourseDirectory.student_id={student}"
+    run_nbgrader(home, "fetch_assignment", WEEK, COURSE, exchange, cache, who)
+    if solutions:
+        solve(home / WEEK / NOTEBOOK, solutions)
+    run_nbgrader(home, "submit", WEEK, COURSE, exchange, cache, who)
+
+
+@pytest.fixture(scope="module")
+def rows(course: Path) -> dict[str, Row]:
+    """What became of three students: one hands in the reference, one nothing, one a mistake."""
+    exchange_root = course.parent / "exchange"
+    exchange_root.mkdir()
+    exchange_root.chmod(0o777)
+    exchange = f"--Exchange.root={exchange_root}"
+    run_nbgrader(course, "release_assignment", WEEK, exchange)
+    reference = reference_solutions()
+    mistaken = dict(reference)
+    assert MISTAKE[0] in mistaken["week04-fragmentation"]
+    mistaken["week04-fragmentation"] = mistaken["week04-fragmentation"].replace(*MISTAKE)
+    hand_in(course, "reference", reference)
+    hand_in(course, "untouched", {})
+    hand_in(course, "mistaken", mistaken)
+    # On one machine all three have the same owner; on a hub each is owned by its student.
+    run_nbgrader(course, "collect", WEEK, exchange, "--ExchangeCollect.check_owner=False")
+    graded = grade_week(course, WEEK, course / "submitted", lambda step: None)
+    return {row.student: row for row in graded}
+
+
+def test_the_reference_earns_all_points_and_an_untouched_notebook_none(
+    rows: dict[str, Row],
+) -> None:
+    assert set(rows) == {"reference", "untouched", "mistaken"}
+    assert {row.status for row in rows.values()} == {"graded"}
+    assert rows["reference"].exercises == POINTS
+    assert sum(POINTS.values()) == rows["reference"].exercise_points == 40
+    assert rows["untouched"].exercises == dict.fromkeys(POINTS, 0)
+
+
+def test_a_mistake_costs_its_own_exercise_a_part_and_the_others_nothing(
+    rows: dict[str, Row],
+) -> None:
+    got = rows["mistaken"].exercises
+    assert 0 < got["fragmentation"] < POINTS["fragmentation"]
+    assert {name: got[name] for name in POINTS if name != "fragmentation"} == {
+        name: points for name, points in POINTS.items() if name != "fragmentation"
+    }
+
+
+def test_marks_by_hand_make_a_hundred(course: Path, rows: dict[str, Row]) -> None:
+    with Gradebook(f"sqlite:///{course}/gradebook.db") as gradebook:
+        notebook = gradebook.find_submission_notebook(
+            NOTEBOOK.removesuffix(".ipynb"), WEEK, "reference"
+        )
+        for grade in notebook.grades:
+            if not grade.name.endswith("-probes"):
+                grade.manual_score = grade.max_score
+        gradebook.db.commit()
+        submission = gradebook.find_submission(WEEK, "reference")
+        assert (submission.score, submission.max_score) == (100, 100)
+
+
+def test_feedback_shows_what_was_not_passed_and_no_probe(
+    course: Path, rows: dict[str, Row]
+) -> None:
+    run_nbgrader(course, "generate_feedback", WEEK, "--force")
+    pages = {
+        student: next((course / "feedback" / student / WEEK).glob("*.html")).read_text()
+        for student in rows
+    }
+    assert "not passed:" in pages["mistaken"]
+    assert "not passed:" not in pages["reference"]
+    for page in pages.values():
+        assert "HIDDEN TESTS" not in page
+        assert not [probe.name for probe in load(WEEK) if f"def {probe.name}" in page]
+        assert "__array__" not in page, "no input and no expected value"
+
+
+def test_the_export_and_the_table_hold_every_student(
+    course: Path, rows: dict[str, Row], tmp_path: Path
+) -> None:
+    run_nbgrader(course, "export", "--to", str(tmp_path / "export.csv"))
+    exported = list(csv.DictReader((tmp_path / "export.csv").open()))
+    assert {row["student_id"] for row in exported} == set(rows)
+    write_table(list(rows.values()), tmp_path / "table.csv")
+    table = {row["student"]: row for row in csv.DictReader((tmp_path / "table.csv").open())}
+    assert table["reference"]["exercises"] == "40.0"
+    assert table["untouched"]["exercises"] == "0"
+
+
+def test_the_bundle_and_the_site_hold_no_solution_and_no_probe() -> None:
+    assert leaks(released_bundle(), REPOSITORY, WEEK) == []
+    site = REPOSITORY / "build" / "site" / "_build" / "html"
+    assert site.exists(), "The site is not built: run `make book` first."
+    assert leaks(site, REPOSITORY, WEEK) == []
+
+
+def in_bundle(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python as a student does: in the bundle, with nothing of the repository in reach."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_student_validates_before_handing_in(tmp_path: Path) -> None:
+    folder = fresh_copy(tmp_path / "bundle")
+    before = in_bundle(folder, "-m", "inferlab.handin", NOTEBOOK)
+    assert before.returncode == 1, before.stderr
+    assert before.stdout.count("not finished") == 6
+    solve(folder / NOTEBOOK, reference_solutions())
+    solved = (folder / NOTEBOOK).read_bytes()
+    after = in_bundle(folder, "-m", "inferlab.handin", NOTEBOOK)
+    assert after.returncode == 0, after.stdout + after.stderr
+    assert after.stdout.count("passes") == 6
+    assert (folder / NOTEBOOK).read_bytes() == solved
+
+
+def test_experiments_can_be_planned_from_the_bundle(tmp_path: Path) -> None:
+    folder = fresh_copy(tmp_path / "bundle")
+    shown = in_bundle(folder, "-m", "inferlab.lab", "show", "week04/kv-pool", "--profile", "cpu")
+    assert shown.returncode == 0, shown.stderr
+    assert "inferlab_checkpoints" in shown.stdout
+
+
+def test_the_notebook_in_the_bundle_is_the_one_nbgrader_made(course: Path) -> None:
+    ours = nbformat.read(released_bundle() / NOTEBOOK, as_version=4)
+    theirs = nbformat.read(course / "release" / WEEK / NOTEBOOK, as_version=4)
+    assert ours == theirs
+    manifest = json.loads((released_bundle() / "bundle.json").read_text())
+    assert [exercise["name"].removeprefix("week04-") for exercise in manifest["exercises"]] == list(
+        POINTS
+    )
