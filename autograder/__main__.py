@@ -29,10 +29,17 @@ main.add_command(grade)
 @click.option("--course-url", default="http://localhost:8000", help="Where the book is published.")
 @click.option("--into", type=click.Path(path_type=Path), help="Copy bundles to a reader's folder.")
 def make_release(week: str | None, course_url: str, into: Path | None) -> None:
-    """Make the student bundle of WEEK, or of every written week, and offer it on the site."""
+    """Make the student bundle of WEEK, or of every written week, and offer it on the site.
+
+    A WEEK is released in the class's course directory, build/course. Without one, bundles are made
+    in a directory of their own, so that a class's marks never stand in the way of a new text.
+    """
+    course = ROOT / "build" / ("course" if week else "course-without-class")
+    if not week:
+        shutil.rmtree(course, ignore_errors=True)
     try:
         for name in [f"week{int(week):02d}"] if week else written_weeks(ROOT):
-            bundle = release(ROOT, name, course_url.rstrip("/"), report)
+            bundle = release(ROOT, name, course, course_url.rstrip("/"), report)
             report(f"The student bundle is in {bundle.relative_to(ROOT)}")
             if into:
                 _copy_unless_there(bundle, into / name)

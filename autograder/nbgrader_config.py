@@ -1,6 +1,7 @@
 """nbgrader's configuration of the course; `make release` copies it into the course directory."""
 
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -31,6 +32,13 @@ from autograder.preprocessors import (  # noqa: E402
 # PYTHONPATH may be imported from: a file numbers.py or a folder inferlab/ would replace ours.
 os.environ["PYTHONSAFEPATH"] = "1"
 os.environ["PYTHONPATH"] = str(ROOT)
+
+# The kernels inherit it. A wrong link turns the free queue into a ring, and whoever walks a ring
+# fills all memory long before the cell's time is over.
+MEMORY_BYTES = 8 * 2**30
+_, most = resource.getrlimit(resource.RLIMIT_AS)
+limit = MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MEMORY_BYTES, most)
+resource.setrlimit(resource.RLIMIT_AS, (limit, most))
 
 c = get_config()
 c.CourseDirectory.course_id = "inference-engineering"

@@ -1,7 +1,7 @@
 """Makes a week's release: nbgrader's source and release versions, and the student's bundle.
 
-`build/course/` is nbgrader's course directory, `build/release/` what students fetch: the bundle as
-a folder, the same as an archive, and the wheel of the checkpoints that all bundles share.
+`build/release/` holds what students fetch: the bundle as a folder, the same as an archive, and the
+wheel of the checkpoints that all bundles share.
 """
 
 import shutil
@@ -30,11 +30,14 @@ from inferlab.publish.stage import said_in
 CHECKPOINTS = Path("requirements/checkpoints")
 
 
-def release(root: Path, week: str, site_url: str, report: Callable[[str], None]) -> Path:
-    """Make the release of `week` below `root / "build"`; returns the folder of the bundle.
+def release(
+    root: Path, week: str, course: Path, site_url: str, report: Callable[[str], None]
+) -> Path:
+    """Make the release of `week`; returns the folder of the bundle.
 
-    `site_url` is where the book is published: the notebook links to it, and Colab fetches the
-    bundle from there. Raises PublishError when a page cannot be published or a bundle leaks.
+    `course` is nbgrader's course directory, and `site_url` where the book is published: the
+    notebook links to it, and Colab fetches the bundle from there. Raises PublishError when a page
+    cannot be published or a bundle leaks, and RuntimeError when nbgrader refuses.
     """
     page = chapter(root, week)
     report(f"Executing {page.path}")
@@ -51,12 +54,12 @@ def release(root: Path, week: str, site_url: str, report: Callable[[str], None])
         site_url=site_url,
     )
     report("Writing the instructor edition")
-    course = prepare_course(root / "build" / "course")
+    prepare_course(course)
     source = course / "source" / week / f"{page.path.stem}.ipynb"
     source.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(instructor_edition(root, page, references, parts), source)
     report("Making the student edition with nbgrader")
-    run_nbgrader(course, "generate_assignment", week, "--force", "--create")
+    generate(course, week)
     bundle = course / "release" / week
     write_bundle(root, page, recorded_outputs(notebook), bundle)
     report("Looking for leaks")
@@ -66,6 +69,20 @@ def release(root: Path, week: str, site_url: str, report: Callable[[str], None])
     shutil.copytree(bundle, published)
     zip_bundle(published, root / "build" / "release" / "bundles" / f"{week}.zip")
     return published
+
+
+def generate(course: Path, week: str) -> None:
+    """Let nbgrader make the student's version; RuntimeError says what to do when it refuses."""
+    try:
+        run_nbgrader(course, "generate_assignment", week, "--force", "--create")
+    except RuntimeError as error:
+        if "Cannot add or remove cells" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{week} has been graded in {course} and its graded cells have changed since: marks "
+            "belong to cells. Keep the released version for this class, or move that folder away "
+            "and start a new one."
+        ) from error
 
 
 def written_weeks(root: Path) -> list[str]:

@@ -13,12 +13,14 @@ REPOSITORY = Path(__file__).parents[1]
 WEEK = "week04"
 NOTEBOOK = "week04-paged-attention.ipynb"
 SITE = "http://localhost:8000"
+COURSE = REPOSITORY / "build" / "course-of-tests"
 
 
 @functools.cache
 def released_bundle() -> Path:
     """Make the release once a session; returns the folder of the bundle."""
-    return release(REPOSITORY, WEEK, SITE, lambda step: None)
+    shutil.rmtree(COURSE, ignore_errors=True)
+    return release(REPOSITORY, WEEK, COURSE, SITE, lambda step: None)
 
 
 def fresh_copy(folder: Path) -> Path:
@@ -30,8 +32,7 @@ def fresh_copy(folder: Path) -> Path:
 def reference_solutions() -> dict[str, str]:
     """Source of every exercise cell as the reference solves it, by the exercise's name."""
     released_bundle()
-    source = REPOSITORY / "build" / "course" / "source" / WEEK / NOTEBOOK
-    notebook = nbformat.read(source, as_version=4)
+    notebook = nbformat.read(COURSE / "source" / WEEK / NOTEBOOK, as_version=4)
     return {
         cell.metadata["nbgrader"]["grade_id"]: cell.source
         for cell in notebook.cells

@@ -62,6 +62,7 @@ def write_submissions(folder: Path) -> None:
     hand_in(folder, "warns", double=WARNS)
     hand_in(folder, "floods", double=FLOODS)
     hand_in(folder, "kills", double="import os; os._exit(1)")
+    hand_in(folder, "grows", double="found = []\nwhile True: found.append(bytes(2**24))")
     without_code(folder, "untouched", nbformat.writes(student_notebook()))
     without_code(folder, "broken", '{"cells": [')
     without_code(
@@ -113,6 +114,7 @@ def table(repository):
         ("warns", "5.0", "4.0"),
         ("floods", "5.0", "4.0"),
         ("kills", "0.0", "4.0"),
+        ("grows", "0.0", "4.0"),
         ("666", "0.0", "0.0"),
         ("answered", "5.0", "0.0"),
     ],
@@ -166,6 +168,14 @@ def test_a_hundred_megabytes_are_cut_while_they_arrive(repository):
     path = repository / "build" / "course" / "autograded" / "floods" / WEEK / NOTEBOOK
     assert path.stat().st_size < 3 * MOST_CHARACTERS  # a test and a probe printed
     assert "The output was cut here" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_memory_ends_before_the_machine_does(repository):
+    graded = repository / "build" / "course" / "autograded" / "grows" / WEEK / NOTEBOOK
+    cells = nbformat.read(graded, as_version=4).cells
+    (test,) = [cell for cell in cells if cell.source.startswith("# test: week04-double")]
+    assert [output.ename for output in test.outputs] == ["MemoryError"]
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from autograder.grade import Row, grade_week, write_table
 from autograder.probe import load
 from inferlab.publish.leaks import leaks
 from tests.release_fixture import (
+    COURSE,
     NOTEBOOK,
     REPOSITORY,
     WEEK,
@@ -27,7 +28,7 @@ from tests.release_fixture import (
 )
 
 pytestmark = pytest.mark.slow
-COURSE = "--course=inference-engineering"
+NAMED = "--course=inference-engineering"
 POINTS = {
     "fragmentation": 5,
     "free-queue": 6,
@@ -45,11 +46,7 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A course directory with week 4 released, and nobody graded yet."""
     released_bundle()
     made = tmp_path_factory.mktemp("round-trip") / "course"
-    built = REPOSITORY / "build" / "course"
-    for name in ("source", "release"):
-        shutil.copytree(built / name, made / name)
-    for name in ("gradebook.db", "nbgrader_config.py"):
-        shutil.copy(built / name, made)
+    shutil.copytree(COURSE, made)
     return made
 
 
@@ -60,10 +57,10 @@ def hand_in(course: Path, student: str, solutions: dict[str, str]) -> None:
     home = course.parent / "homes" / student
     home.mkdir(parents=True)
     who = f"--CourseDirectory.student_id={student}"
-    run_nbgrader(home, "fetch_assignment", WEEK, COURSE, exchange, cache, who)
+    run_nbgrader(home, "fetch_assignment", WEEK, NAMED, exchange, cache, who)
     if solutions:
         solve(home / WEEK / NOTEBOOK, solutions)
-    run_nbgrader(home, "submit", WEEK, COURSE, exchange, cache, who)
+    run_nbgrader(home, "submit", WEEK, NAMED, exchange, cache, who)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ Places count from the oldest, modulo the number of held references.
 """
 
 import random
+from collections import Counter
 from contextlib import suppress
 from typing import Any
 
@@ -87,3 +88,20 @@ def first_difference(ours: list[Observation], theirs: list[Observation]) -> int 
     """Index of the first operation after which the two differ; None if they never do."""
     pairs = zip(ours, theirs, strict=True)
     return next((index for index, (a, b) in enumerate(pairs) if a != b), None)
+
+
+def count_events(operations: list[Operation], trace: list[Observation]) -> Counter[str]:
+    """What the operations after the first brought about, so that a test can prove it happened.
+
+    `refused` requests for blocks, hits that were `revived` from the free queue or `shared` with a
+    holder, and hashes that were `evicted`.
+    """
+    events: Counter[str] = Counter()
+    for (name, argument, *_), before, after in zip(operations[1:], trace, trace[1:]):
+        if name == "get":
+            events["refused"] += argument > len(before["free"])
+            pairs = zip(before["hits"], after["hits"])
+            events["evicted"] += sum(old is not None and old != new for old, new in pairs)
+        elif name == "hit" and (block_id := before["hits"][argument]) is not None:
+            events["revived" if block_id in before["free"] else "shared"] += 1
+    return events
