@@ -13,7 +13,6 @@ from nbgrader.preprocessors import (
     LimitOutput,
     SaveAutoGrades,
 )
-from traitlets.config import get_config
 
 import inferlab
 
@@ -40,7 +39,7 @@ _, most = resource.getrlimit(resource.RLIMIT_AS)
 limit = MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MEMORY_BYTES, most)
 resource.setrlimit(resource.RLIMIT_AS, (limit, most))
 
-c = get_config()
+c = get_config()  # noqa: F821 - nbgrader defines it when it reads this file
 c.CourseDirectory.course_id = "inference-engineering"
 
 c.Execute.timeout = 60  # seconds for one cell

@@ -1,7 +1,7 @@
 """Our engine beside the real vLLM: the same tokens, the same blocks."""
 
 import json
-import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,24 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from inferlab import models
-from inferlab.engine import LLM, BlockPool
+from inferlab import lab, models
+from inferlab.engine import LLM, Block, BlockPool
 from inferlab.lab import upstream
+from inferlab.lab.paths import EXPERIMENTS, ROOT
+from inferlab.lab.pool_replay import (
+    NUM_HASHES,
+    count_events,
+    first_difference,
+    random_operations,
+    replay,
+)
 from inferlab.models import corpus
+from inferlab.publish import read_page
 from tests.oracle import MAX_NEW_TOKENS, disagreements, prompts
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow]
 SCRIPTS = Path(__file__).parent / "upstream"
+SHOWN_SCRIPTS = EXPERIMENTS / "upstream"  # those whose answers a chapter shows
 OTHERS = ["tiny-draft", "tiny-draft-weak", "tiny-moe"]
 
 
@@ -91,76 +101,66 @@ def test_vllms_int4_kernels_take_the_weights_and_lose_what_the_card_says(
     assert right < card["accuracy"]["all"]["right"]
 
 
-def random_operations(seed: int, num_blocks: int) -> list[list[Any]]:
-    """A valid sequence: only held blocks are freed, only cached ones touched."""
-    rng = random.Random(seed)
-    pool = BlockPool(num_blocks)
-    references: list[int] = []
-    operations: list[list[Any]] = []
-    while len(operations) < 300:
-        uncached = [i for i in references if pool.blocks[i].block_hash is None]
-        cached = [block.block_id for block in pool.blocks if block.block_hash is not None]
-        possible: list[list[Any]] = []
-        if pool.num_free_blocks:
-            possible.append(["get", rng.randint(1, min(4, pool.num_free_blocks))])
-        if references:
-            count = rng.randint(1, min(4, len(references)))
-            possible.append(["free", rng.sample(references, count)])
-        if uncached:
-            possible.append(["cache", rng.choice(uncached), rng.randrange(12)])
-        if cached:
-            possible.append(["touch", [rng.choice(cached)]])
-        operations.append(rng.choice(possible))
-        references = apply_operation(pool, references, operations[-1])
-    return operations
+class EmptyBlocksToTheBack(BlockPool):
+    """Wrong on purpose: a block that holds nothing is reused as late as one that is cached."""
 
-
-def apply_operation(pool: BlockPool, references: list[int], operation: list[Any]) -> list[int]:
-    name, *arguments = operation
-    if name == "get":
-        return references + [block.block_id for block in pool.get_new_blocks(arguments[0])]
-    if name == "cache":
-        pool.cache_full_block(pool.blocks[arguments[0]], bytes([arguments[1]] * 32))
-        return references
-    blocks = [pool.blocks[i] for i in arguments[0]]
-    if name == "touch":
-        pool.touch(blocks)
-        return references + arguments[0]
-    pool.free_blocks(blocks)
-    remaining = list(references)
-    for block_id in arguments[0]:
-        remaining.remove(block_id)
-    return remaining
+    def free_blocks(self, blocks: Sequence[Block]) -> None:
+        super().free_blocks(blocks)
+        for block in dict.fromkeys(blocks):
+            if block.ref_count == 0 and block.block_hash is None:
+                self.free_queue.remove(block)
+                self.free_queue.append(block)
 
 
 def test_the_pool_equals_vllms_after_every_operation() -> None:
-    num_blocks, hashes = 24, list(range(12))
-    runs = [random_operations(seed, num_blocks) for seed in range(5)]
+    num_blocks, operations = 24, random_operations(seed=1, num_operations=3000)
     theirs = upstream(
-        (SCRIPTS / "vllm_block_pool.py").read_text(),
-        {"num_blocks": num_blocks, "runs": runs, "hashes": hashes},
+        (SHOWN_SCRIPTS / "vllm_block_pool.py").read_text(),
+        {"num_blocks": num_blocks, "num_hashes": NUM_HASHES, "operations": operations},
     )
-    revived = evicted = 0
-    for operations, trace in zip(runs, theirs, strict=True):
-        assert {operation[0] for operation in operations} == {"get", "free", "touch", "cache"}
-        pool = BlockPool(num_blocks)
-        references: list[int] = []
-        for operation, expected in zip(operations, trace, strict=True):
-            free_before = {block.block_id for block in pool.free_queue.blocks()}
-            cached_before = sum(block.block_hash is not None for block in pool.blocks)
-            references = apply_operation(pool, references, operation)
-            found = {
-                str(h): block.block_id
-                if (block := pool.get_cached_block(bytes([h] * 32)))
-                else None
-                for h in hashes
-            }
-            free = [block.block_id for block in pool.free_queue.blocks()]
-            assert {"free": free, "hits": found} == expected, f"after {operation}"
-            revived += operation[0] == "touch" and operation[1][0] in free_before
-            evicted += cached_before > sum(b.block_hash is not None for b in pool.blocks)
-    assert revived > 0
-    assert evicted > 0
+    ours = replay(BlockPool(num_blocks), operations)
+    assert first_difference(ours, theirs) is None
+    assert len(ours) == 3000
+    events = count_events(operations, theirs)
+    assert all(events[name] > 50 for name in ("refused", "revived", "shared", "evicted")), events
+    wrong = replay(EmptyBlocksToTheBack(num_blocks), operations)
+    assert first_difference(wrong, theirs) is not None
+
+
+def test_what_week_4_replays_is_what_vllm_answers_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's own cells ask; here each question goes to the recording and to the engine."""
+    asked = []
+
+    def ask_both(script: str, data: Any, recorded: str) -> Any:
+        answer = upstream(script, data, recorded)
+        assert upstream(script, data) == answer, f"{recorded} is no longer what vLLM answers"
+        asked.append(recorded)
+        return answer
+
+    monkeypatch.setattr(lab, "upstream", ask_both)
+    page = read_page(ROOT, Path("notebooks/week04-paged-attention.md"))
+    names: dict[str, Any] = {}
+    for cell in page.cells:
+        is_needed = "kappa_tiny" in cell.source or "lab.upstream(" in cell.source
+        if cell.kind == "code" and (
+            is_needed or {"setup", "exercise"} & set(cell.metadata.get("tags", []))
+        ):
+            exec(cell.source, names)
+    assert asked == ["week04/start-up", "week04/block-pool"]
+
+
+def test_week_4s_counterfactuals_happen() -> None:
+    found = upstream((SCRIPTS / "vllm_counterfactuals.py").read_text(), None)
+    refused, two_owners = found["remove"]
+    assert refused is False
+    assert two_owners.startswith("AssertionError")
+    assert found["prepend"] == [16, 0], "tokens that the prompt of X hits"
+    (a, b, hit), (_, _, stale_hit) = found["evict"]
+    assert (a, b, hit) == ([1, 2], [2, 1], 0)
+    assert stale_hit == 16, "the block that B has written into is found under A's hash"
+    refused, raised = found["count the hit"]
+    assert refused is False
+    assert raised == "ValueError: Cannot get 1 free blocks from the pool"
 
 
 def write_int4_checkpoint(folder: Path) -> None:
