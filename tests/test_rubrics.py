@@ -1,0 +1,186 @@
+"""The rubrics of week 4: complete, consistent, and true of vLLM's source and of the recording."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from autograder import rubric
+from autograder.rubric import load_rubrics
+from inferlab import lab
+from inferlab.lab import engines
+from inferlab.lab.paths import ROOT
+from inferlab.publish.answers import ANSWER
+
+WEEK = "week04"
+POINTS = {
+    "week04-source-1": 2,
+    "week04-source-2": 2,
+    "week04-source-3": 2,
+    "week04-source-4": 3,
+    "week04-analysis-1": 6,
+    "week04-analysis-2": 6,
+    "week04-analysis-3": 6,
+    "week04-metrics-1": 12,
+    "week04-execution": 18,
+    "week04-presentation": 3,
+}
+# What a line that a model answer names has to hold.
+LINES = {
+    ("block_pool.py", 289): "assert (",
+    ("block_pool.py", 679): "raise ValueError",
+    ("block_pool.py", 681): "self.free_block_queue.popleft_n(num_blocks)",
+    ("block_pool.py", 689): "self._maybe_evict_cached_block(block)",
+    ("block_pool.py", 765): "self.free_block_queue.remove(block)",
+    ("block_pool.py", 793): "if block.block_hash is None",
+    ("block_pool.py", 798): "blocks_to_evict_last.append(block)",
+    ("block_pool.py", 801): "self.free_block_queue.prepend_n(",
+    ("kv_cache_manager.py", 538): "> self.block_pool.get_num_free_blocks()",
+    ("kv_cache_manager.py", 561): "self.coordinator.get_num_blocks_to_allocate(",
+    ("kv_cache_manager.py", 577): "if required_blocks > available_blocks",
+    ("kv_cache_utils.py", 394): "prev_block.next_free_block = next_block",
+    ("kv_cache_utils.py", 399): "block.prev_free_block = block.next_free_block = None",
+    ("scheduler.py", 1075): "request.num_preemptions <= 0",
+    ("single_type_kv_cache_manager.py", 258): "self._get_num_evictable_blocks(",
+    ("single_type_kv_cache_manager.py", 265): "return num_new_blocks + num_evictable_blocks",
+}
+
+
+def text_of(name: str) -> str:
+    """A model answer on one line."""
+    return " ".join(load_rubrics(WEEK)[name].model_answer.split())
+
+
+def test_every_answer_cell_of_the_page_has_its_rubric_and_no_other() -> None:
+    page = (ROOT / "notebooks" / "week04-paged-attention.md").read_text()
+    assert sorted(ANSWER.findall(page)) == sorted(POINTS)
+    rubrics = load_rubrics(WEEK)
+    assert {name: found.points for name, found in rubrics.items()} == POINTS
+    assert sum(POINTS.values()) == 60
+    assert {name for name, found in rubrics.items() if not found.is_written} == {
+        "week04-execution",
+        "week04-presentation",
+    }
+
+
+def test_a_written_answer_has_a_strong_a_middling_and_a_weak_sample() -> None:
+    for name, found in load_rubrics(WEEK).items():
+        if found.is_written:
+            shares = sorted(sample.points / found.points for sample in found.samples)
+            assert len(shares) >= 3, name
+            assert shares[0] < 0.5, name
+            assert shares[-1] >= 0.8, name
+            assert any(0.3 <= share < 0.8 for share in shares), f"{name} has no middling sample"
+            assert found.model_answer.strip() in found.for_instructors()
+
+
+def test_every_line_that_a_model_answer_names_is_checked() -> None:
+    named = set()
+    for found in load_rubrics(WEEK).values():
+        file = ""
+        # A line without a file belongs to the file that was named last.
+        for match in re.finditer(
+            r"`(\w+\.py)`|lines? (\d+)(?: (?:to|and) (\d+))?", found.model_answer
+        ):
+            file = match[1] or file
+            named |= {(file, int(line)) for line in match.groups()[1:] if line}
+    assert named == set(LINES)
+
+
+@pytest.mark.engines
+def test_the_lines_hold_what_the_model_answers_say() -> None:
+    (core,) = engines.environment_folder().glob("lib/python3*/site-packages/vllm/v1/core")
+    for (file, line), words in LINES.items():
+        (path,) = core.rglob(file)
+        assert words in path.read_text().splitlines()[line - 1], f"{file}:{line}"
+
+
+def test_the_numbers_of_analysis_2_are_those_of_the_recording() -> None:
+    answer = text_of("week04-analysis-2")
+    table = lab.load("week04/kv-pool")
+    rows = {row["num_gpu_blocks_override"]: row for row in table.where(workload="varied-lengths")}
+    roomy, middle, cramped = rows[1024], rows[256], rows[64]
+    lost = roomy["input_tokens"] / 64 + roomy["output_tokens"] / 64 / 2
+    needed = roomy["input_tokens"] + roomy["output_tokens"]
+    redone = cramped["num_preemptions"] * lost / needed
+    assert f"preempt {cramped['num_preemptions']:.0f} times" in answer
+    assert (
+        f"({cramped['num_preemptions_min']:.0f} to {cramped['num_preemptions_max']:.0f})" in answer
+    )
+    assert f"{roomy['input_tokens'] / 64:.0f} prompt tokens on average" in answer
+    assert f"an answer of {roomy['output_tokens'] / 64:.0f}" in answer
+    assert f"{redone:.0%}".replace("%", " % more work") in answer
+    ratio = cramped["output_tokens_per_s"] / roomy["output_tokens_per_s"]
+    assert f"falls to {ratio:.2f}" in answer
+    assert f"leaves 1 / {1 + redone:.2f} = {1 / (1 + redone):.2f}" in answer
+    assert f"the rest, {ratio * (1 + redone):.2f}, is the batch" in answer
+    assert f"{cramped['engine_steps']:,.0f} steps instead of {roomy['engine_steps']:.0f}" in answer
+    kept = middle["output_tokens_per_s"] / roomy["output_tokens_per_s"]
+    assert f"({middle['num_preemptions']:.0f})" in answer
+    assert f"keeps {kept:.2f}" in answer
+
+
+def test_the_step_counter_leaves_recomputed_tokens_out_as_analysis_2_says() -> None:
+    counted = {}
+    for point in lab.load("week04/kv-pool").document["points"]:
+        if point["parameters"]["workload"] == "varied-lengths":
+            metrics = point["repeats"][0]["metrics"]
+            blocks = point["parameters"]["num_gpu_blocks_override"]
+            counted[blocks] = round(metrics["tokens_per_step_mean"] * metrics["engine_steps"])
+            assert counted[blocks] == metrics["input_tokens"] + metrics["output_tokens"]
+    assert counted == {1024: 22471, 256: 22471, 64: 22471}
+    assert "22,471 in repeat 0" in text_of("week04-analysis-2")
+
+
+ESSAY = {
+    "kind": "written",
+    "points": 2,
+    "prompt": "Why?",
+    "model_answer": "Because.",
+    "criteria": [{"name": "reason", "points": 2, "full": "one", "half": "some", "none": "none"}],
+    "samples": [
+        {"answer": str(mark), "marks": {"reason": mark}, "why": "so"} for mark in (2, 1, 0)
+    ],
+}
+WRONG = {
+    "criteria that do not add up": ({"points": 3}, "worth 2 points together and the question 3"),
+    "a mark above its criterion": (
+        {"samples": [{"answer": "a", "marks": {"reason": 2.5}, "why": "so"}]},
+        "more marks than its criterion",
+    ),
+    "an unknown criterion": (
+        {"samples": [{"answer": "a", "marks": {"style": 1}, "why": "so"}]},
+        "marked on style and the criteria are reason",
+    ),
+    "two samples": ({"samples": ESSAY["samples"][:2]}, "at least 3 are needed"),
+    "no weak sample": (
+        {"samples": [ESSAY["samples"][0]] * 3},
+        "one with 80% or more and one below 50%",
+    ),
+    "no model answer": ({"model_answer": ""}, "needs a model answer"),
+    "a misspelt key": ({"modelanswer": "Because."}, "modelanswer"),
+}
+
+
+def load(folder: Path, monkeypatch: pytest.MonkeyPatch, entry: object) -> None:
+    (folder / "week99.yml").write_text(yaml.safe_dump({"week99-why": entry}))
+    monkeypatch.setattr(rubric, "RUBRICS", folder)
+    load_rubrics("week99")
+
+
+def test_a_sound_rubric_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(tmp_path, monkeypatch, ESSAY)
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_an_unsound_rubric_is_refused(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, message = WRONG[what]
+    with pytest.raises(ValueError, match=f"week99.yml: week99-why.*{re.escape(message)}"):
+        load(tmp_path, monkeypatch, ESSAY | change)
+
+
+def test_a_week_without_rubrics_has_none() -> None:
+    assert load_rubrics("week00") == {}
