@@ -187,7 +187,6 @@ sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from inferlab import lab
 from inferlab.lab import results
-from inferlab.lab.upstream import UPSTREAM
 results.RECORDED = Path({str(path.parents[2])!r})
 print(lab.load("week04/block-size").column("output_tokens_per_s"))
 """
