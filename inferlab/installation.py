@@ -53,26 +53,25 @@ def restore() -> None:
 def _changes(definition: Any) -> list[Callable[[], None]]:
     # A Triton kernel is an object of Triton's; what it was made from is its attribute `fn`.
     origin = getattr(definition, "fn", definition)
-    name = origin.__name__
-    if origin.__module__.startswith("inferlab."):
+    name = getattr(origin, "__name__", repr(origin))
+    if getattr(origin, "__module__", "").startswith("inferlab."):
         return []
     exercise, homes = _exercise_of(name)
     changes = []
     for home in homes:
         module_name, _, path = home.partition(":")
         module = import_module(module_name)
+        there = getattr(module, name)
         if "." in path:
             method = path.rpartition(".")[2]
-            owner = getattr(module, name)
             written = _member(definition, name, method)
-            _check(exercise, path, written, owner.__dict__[method])
-            changes.append(_graft(home, owner, method, written))
-        elif isinstance(definition, FunctionType):
-            stub = getattr(module, name)
-            _check(exercise, path, definition, stub)
-            changes.append(_redirect(home, stub, definition))
+            _check(exercise, path, written, there.__dict__[method])
+            changes.append(_graft(home, there, method, written))
+        elif isinstance(there, FunctionType):
+            _check(exercise, path, definition, there)
+            changes.append(_redirect(home, there, definition))
         else:
-            _check(exercise, path, origin, getattr(module, name).fn)
+            _check(exercise, path, definition, there)
             changes.append(_graft(home, module, name, definition))
     return changes
 
@@ -104,11 +103,18 @@ def _member(definition: type, name: str, method: str) -> Any:
 
 
 def _function(member: Any) -> Any:
-    """The function inside a property, a static method or a class method."""
-    return getattr(member, "fget", None) or getattr(member, "__func__", member)
+    """The function inside a property, a static method, a class method or a Triton kernel."""
+    for inner in ("fget", "__func__", "fn"):
+        member = getattr(member, inner, member)
+    return member
 
 
 def _check(exercise: str, path: str, written: Any, stub: Any) -> None:
+    if type(written) is not type(stub):
+        raise TypeError(
+            f"{path} has to be a {type(stub).__name__}, and yours is a {type(written).__name__}; "
+            "keep the line of its definition, and what stands above it, as they were."
+        )
     theirs, ours = _function(written), _function(stub)
     if is_stub(theirs):
         raise UnfinishedError(exercise)

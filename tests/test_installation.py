@@ -34,6 +34,13 @@ print(earlier is block_pool.FreeBlockQueue, earlier is FreeBlockQueue, type(queu
     assert run_in(bundle, START + code).splitlines() == ["[0, 2] 0", "True False True"]
 
 
+def test_a_class_is_no_substitute_for_a_function(bundle):
+    attempt = "class hash_block_tokens: pass\ninstall(hash_block_tokens)"
+    assert run_in(bundle, START + attempt).startswith(
+        "TypeError: hash_block_tokens has to be a function, and yours is a type;"
+    )
+
+
 def test_what_is_not_listed_stays_as_it_was(bundle):
     code = """
 before = earlier.append
@@ -106,6 +113,20 @@ except NotImplementedError:
             "class Other: pass\nFreeBlockQueue = Other",
             "ValueError: Other is no exercise of this week: what can be installed is "
             "FreeBlockQueue, hash_block_tokens, BlockPool.",
+        ),
+        (
+            "FreeBlockQueue = 3",
+            "ValueError: 3 is no exercise of this week: what can be installed is "
+            "FreeBlockQueue, hash_block_tokens, BlockPool.",
+        ),
+        (
+            "FreeBlockQueue.remove = staticmethod(FreeBlockQueue.remove)",
+            "TypeError: FreeBlockQueue.remove has to be a function, and yours is a staticmethod; "
+            "keep the line of its definition, and what stands above it, as they were.",
+        ),
+        (
+            "def FreeBlockQueue(): pass",
+            "TypeError: The class FreeBlockQueue defines no remove; the exercise asks for it.",
         ),
     ],
 )

@@ -18,17 +18,20 @@ def prepare(week="$week", course="$url/bundles"):
         if not (here / "bundle.json").exists():
             with urllib.request.urlopen(f"{course}/{week}.zip", timeout=60) as answer:
                 bundle = zipfile.ZipFile(io.BytesIO(answer.read()))
-            for name in bundle.namelist():
+            for name in sorted(bundle.namelist(), key="bundle.json".__eq__):  # last: all is there
                 if not (here / name).exists():  # never write over your own work
                     bundle.extract(name, here)
-        needed = {name: name for name in "numpy safetensors tokenizers plotly ipywidgets".split()}
-        needed["inferlab_checkpoints"] = f"{course}/$wheel"
+        names = "numpy safetensors tokenizers plotly ipywidgets torch".split()
+        needed = {name: name for name in names} | {
+            "triton": "triton; sys_platform == 'linux'",  # there is none for other systems
+            "inferlab_checkpoints": f"{course}/$wheel",
+        }
         missing = [where for name, where in needed.items() if not importlib.util.find_spec(name)]
         if missing:
             pip = [sys.executable, "-m", "pip", "install", "--quiet"]
             subprocess.run([*pip, *missing], check=True)
-    except (OSError, zipfile.BadZipFile, subprocess.CalledProcessError) as error:
-        raise SystemExit(
+    except (OSError, ValueError, zipfile.BadZipFile, subprocess.CalledProcessError) as error:
+        raise RuntimeError(
             f"The bundle of {week} could not be prepared from {course} ({error}). Check the "
             "address and your connection, or upload the unpacked bundle beside this notebook; "
             "then run this cell again."
@@ -36,7 +39,7 @@ def prepare(week="$week", course="$url/bundles"):
     found = json.loads((here / "bundle.json").read_text())["week"]
     loaded = getattr(sys.modules.get("inferlab"), "__file__", None)
     if found != week or (loaded and not pathlib.Path(loaded).is_relative_to(here)):
-        raise SystemExit(
+        raise RuntimeError(
             f"This notebook is of {week}, the bundle in {here} of {found}, and inferlab is loaded "
             f"from {loaded}: give each week its own folder, restart the kernel, run this cell."
         )
