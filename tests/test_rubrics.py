@@ -163,14 +163,14 @@ WRONG = {
 }
 
 
-def load(folder: Path, monkeypatch: pytest.MonkeyPatch, entry: object) -> None:
+def load(folder: Path, monkeypatch: pytest.MonkeyPatch, entry: object) -> dict[str, rubric.Rubric]:
     (folder / "week99.yml").write_text(yaml.safe_dump({"week99-why": entry}))
     monkeypatch.setattr(rubric, "RUBRICS", folder)
-    load_rubrics("week99")
+    return load_rubrics("week99")
 
 
 def test_a_sound_rubric_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load(tmp_path, monkeypatch, ESSAY)
+    assert load(tmp_path, monkeypatch, ESSAY)["week99-why"].points == ESSAY["points"]
 
 
 @pytest.mark.parametrize("what", WRONG)

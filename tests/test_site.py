@@ -67,3 +67,10 @@ def test_figures_follow_a_change_of_theme(sample):
         page.evaluate("() => document.documentElement.dataset.theme = 'dark'")
         page.wait_for_function(f"before => ({colour})() !== before", arg=light)
         assert page.evaluate(colour) != light
+
+
+def test_a_chapter_offers_its_bundle_and_the_bundle_is_there():
+    page = (BUILT / "notebooks" / "week04-paged-attention.html").read_text()
+    assert 'href="../bundles/week04.zip"' in page
+    assert (BUILT / "bundles" / "week04.zip").exists()
+    assert "bundles/" not in (BUILT / "book" / "index.html").read_text()

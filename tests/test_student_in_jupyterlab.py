@@ -115,7 +115,7 @@ def test_the_untouched_notebook_reaches_its_end(tmp_path: Path) -> None:
     tests = [f"# test: {name}" for name in reference_solutions()]
     fell_back = fallen_back(notebook)
     assert [line for line in fell_back if line.startswith("# test: ")] == tests
-    assert 'expected = golden.load("week04")' in fell_back, "the assembly"
+    assert 'golden_run = golden.load("week04")' in fell_back, "the assembly"
     assert fell_back[-1].startswith("from inferlab.analysis import admit"), "the sweep"
 
 

@@ -118,6 +118,35 @@ def test_a_stub_installed_is_named(bundle):
     assert blamed(cells[1]) == "week04-sample-hash"
 
 
+@pytest.mark.parametrize(
+    ("name", "body", "exercise"),
+    [
+        ("hash_block_tokens", "raise NotImplementedError()", "week04-sample-hash"),
+        ("hash_block_tokens", "raise ValueError()", None),
+        ("kernel_of_my_own", "raise NotImplementedError()", None),
+    ],
+)
+def test_a_stub_that_triton_compiles_for_a_gpu_is_named(bundle, monkeypatch, name, body, exercise):
+    pytest.importorskip("triton")
+    # Whichever test ran before may have asked for the interpreter, which compiles nothing.
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    source = f"""
+import triton
+from triton.backends.compiler import GPUTarget
+
+@triton.jit
+def {name}(values):
+    # YOUR CODE HERE
+    {body}
+
+wanted = triton.compiler.ASTSource({name}, {{"values": "*fp32"}})
+triton.compile(wanted, target=GPUTarget("cuda", 90, 32))
+"""
+    (cell,) = run(bundle, source)
+    assert blamed(cell) == exercise
+    assert error_of(cell) == (None if exercise else "UnsupportedLanguageConstruct")
+
+
 def test_a_finished_exercise_is_run(bundle):
     cells = run(bundle, HASH, "print(list(hash_block_tokens(None, [1])))")
     assert "[1]" in str(cells[1].outputs)

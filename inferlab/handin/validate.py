@@ -47,6 +47,8 @@ def run_exercises(
         error_on_timeout={"ename": "CellTimeoutError", "evalue": over, "traceback": []},
         on_cell_executed=_show_timeout,
         allow_errors=True,
+        # Otherwise every kernel warns on the terminal that it talks over unencrypted loopback.
+        extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(folder)}},
     )
     # The bundle's package comes before an installed one, wherever the command was started.
