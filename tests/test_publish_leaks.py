@@ -88,6 +88,17 @@ def totals_of_many(code, inputs):
     return [meter.total(), meter.total(100.0)]
 """
 
+RUBRIC = """
+week04-why:
+  model_answer: |
+    The meter adds `values` up, because a running total could
+    not forget a value. It costs little.
+  samples:
+    - answer: A running total would be faster and nobody takes a value away.
+week04-execution:
+  kind: automatic
+"""
+
 SOLUTION = METER[METER.index("        total = 0.0") : METER.index("    def mean")].rstrip()
 PAGE = Path("notebooks/week04-small.md")
 MEMBERS = ["Meter.total", "halve"]
@@ -100,6 +111,7 @@ def root(tmp_path):
         "parts/meter.py": METER,
         "notebooks/week04-small.md": CHAPTER,
         "autograder/probes/week04.py": PROBES,
+        "autograder/rubrics/week04.yml": RUBRIC,
     }.items():
         path = tmp_path / "repository" / name
         path.parent.mkdir(parents=True)
@@ -225,13 +237,13 @@ PLACES = [
 def test_a_copied_solution_is_found_in_any_form_and_place(bundle, root, place, copy):
     place(bundle, COPIES[copy])
     found = leaks(bundle, root, "week04")
-    assert [leak for leak in found if "lines of the body of Meter.total" in leak]
+    assert [leak for leak in found if "lines of Meter.total" in leak]
 
 
 @pytest.mark.parametrize("place", [add_module, add_code_cell, add_markdown_fence, add_page])
 def test_code_is_compared_as_code(bundle, root, place):
     place(bundle, FIRST_LINES.replace("0.0", "0_0.000") + "\n        pass")
-    assert [leak for leak in leaks(bundle, root, "week04") if "body of Meter.total" in leak]
+    assert [leak for leak in leaks(bundle, root, "week04") if "lines of Meter.total" in leak]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -246,8 +258,8 @@ def test_a_member_with_a_body_is_named_with_its_file(bundle, root):
     assert leaks(bundle, root, "week04") == [
         "parts/meter.py: Meter.total has a body; it must be the stub.",
         "parts/meter.py: halve has a body; it must be the stub.",
-        "parts/meter.py: lines of the body of Meter.total; "
-        "solutions and probes may not be handed out.",
+        "parts/meter.py: lines of Meter.total; "
+        "solutions, probes and model answers may not be handed out.",
     ]
 
 
@@ -284,7 +296,7 @@ def test_a_stub_may_have_a_docstring_and_a_function_of_the_same_name_elsewhere_a
 def test_lines_of_a_probe_are_found(bundle, root, place):
     place(bundle, PROBE_LINES)
     (found,) = {leak.partition(": ")[2] for leak in leaks(bundle, root, "week04")}
-    assert found == "lines of the body of many_values; solutions and probes may not be handed out."
+    assert found.startswith("lines of many_values; solutions, probes and model answers may not")
 
 
 def test_a_probe_is_found_by_its_decorator_and_by_its_name(bundle, root):
@@ -295,6 +307,27 @@ def test_a_probe_is_found_by_its_decorator_and_by_its_name(bundle, root):
         "words are innocent.",
         "parts/extra.py: unheard_of is a probe; probes stay with the grader.",
     ]
+
+
+ANSWER = "The meter adds `values` up, because a running total could not forget a value."
+ANSWERS = {
+    "the model answer": ANSWER,
+    "over two lines": ANSWER.replace(" could", "\ncould"),
+    "a marked sample": "A running total would be faster and nobody takes a value away.",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_a_sentence_of_an_answer_is_found(bundle, root, place, answer):
+    place(bundle, ANSWERS[answer])
+    assert [leak for leak in leaks(bundle, root, "week04") if "an answer to week04-why" in leak]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_short_sentence_of_an_answer_is_no_leak(bundle, root, place):
+    place(bundle, "It costs little.")
+    assert leaks(bundle, root, "week04") == []
 
 
 @pytest.mark.parametrize("marker", ["BEGIN SOLUTION", "BEGIN HIDDEN TESTS", "BEGIN MARK SCHEME"])

@@ -1,8 +1,9 @@
-"""Looks for solutions and probes in what is handed out: a student's bundle, or the built site.
+"""Looks for solutions, probes and model answers in what is handed out: a bundle, or the site.
 
 Solutions are compared as code: `ast.unparse` takes comments, line breaks and layout out of them;
 what remains is compared without white space, quotes, brackets and commas, so that a solution is
-also found in prose, in a JSON string or commented out. Out of scope: a solution whose variables
+also found in prose, in a JSON string or commented out. Model answers are looked for sentence by
+sentence. Out of scope: a solution whose variables
 have been renamed or whose statements have been rewritten; nobody leaks that by accident.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import nbformat
+import yaml
 from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
 
@@ -25,12 +27,15 @@ from inferlab.publish.module import Function, Module
 from inferlab.publish.page import read_page
 
 PROBES = Path("autograder/probes")
+RUBRICS = Path("autograder/rubrics")
 MARKERS = ("BEGIN SOLUTION", "BEGIN HIDDEN TESTS", "BEGIN MARK SCHEME")
 # The site's vendored scripts and styles: megabytes into which no page is written.
 NOT_READ = (".css", ".js", ".map")
 RUN_OF_LINES = 3
-# Of a body with fewer lines than a run; below, `return value` would be a solution on every page.
+# Of a sentence, or of a body with fewer lines than a run; below, `return value` would be a solution
+# on every page.
 FEWEST_CHARACTERS = 40
+SENTENCE_END = re.compile(r"(?<=[.:?!])\s+")
 
 COMMENT = re.compile(r"#[^\n]*")
 LINE_MARK = re.compile(r"^[ \t]*(?:>|\.\.\.)+", re.MULTILINE)  # of a quote or a console
@@ -48,10 +53,10 @@ class Text(NamedTuple):
 
 @dataclass(frozen=True)
 class Secret:
-    """A function that may not be handed out: of the reference, or of the probes."""
+    """What may not be handed out: a function of the reference or of the probes, or an answer."""
 
     name: str
-    runs: frozenset[str]  # every three consecutive lines of its body, without layout
+    runs: frozenset[str]  # of a function every three consecutive lines, without layout
     is_probe: bool = False
 
     @classmethod
@@ -69,24 +74,24 @@ class Secret:
 
 
 def leaks(bundle: Path, root: Path, week: str) -> list[str]:
-    """One sentence for every solution or probe of `week` found in a file below `bundle`.
+    """One sentence for every solution, probe or answer of `week` found in a file below `bundle`.
 
     The exercises are read from the chapter below `root`. Raises FileNotFoundError when the week has
     no chapter, ValueError or PublishError when its exercises cannot be read.
     """
     solutions = _solutions(root, week)
-    probes = _probes(root, week)
+    hidden = [*_probes(root, week), *_answers(root, week)]
     found: list[str] = []
     for path in sorted(path for path in bundle.rglob("*") if path.is_file()):
         if path.suffix == ".pyc":
             found.append(f"{path.relative_to(bundle)}: compiled code; leave it out.")
             continue
         for text in _texts(path, path.relative_to(bundle).as_posix()):
-            found += _leaks_in(text, solutions, probes)
+            found += _leaks_in(text, solutions, hidden)
     return list(dict.fromkeys(found))
 
 
-def _leaks_in(text: Text, solutions: list[Secret], probes: list[Secret]) -> Iterator[str]:
+def _leaks_in(text: Text, solutions: list[Secret], hidden: list[Secret]) -> Iterator[str]:
     tree = _parsed(text.content) if text.is_python else None
     if tree:
         members = {solution.name for solution in solutions}
@@ -96,11 +101,11 @@ def _leaks_in(text: Text, solutions: list[Secret], probes: list[Secret]) -> Iter
             if _is_probe(function):
                 yield f"{text.place}: {name} is a probe; probes stay with the grader."
     forms = _forms(text.content, tree)
-    for secret in [*solutions, *probes]:
+    for secret in [*solutions, *hidden]:
         if any(run in form for run in secret.runs for form in forms):
             yield (
-                f"{text.place}: lines of the body of {secret.name}; "
-                "solutions and probes may not be handed out."
+                f"{text.place}: lines of {secret.name}; "
+                "solutions, probes and model answers may not be handed out."
             )
         if secret.is_probe and re.search(rf"\b{secret.name}\b", text.content):
             yield (
@@ -134,6 +139,31 @@ def _probes(root: Path, week: str) -> list[Secret]:
     return [
         Secret.of(name, function, is_probe=_is_probe(function))
         for name, function in _functions(tree)
+    ]
+
+
+def _answers(root: Path, week: str) -> list[Secret]:
+    """The model answers and the marked samples of the week's written questions."""
+    path = root / RUBRICS / f"{week}.yml"
+    if not path.is_file():
+        return []
+    rubrics = yaml.safe_load(path.read_text(encoding="utf-8"))
+    texts = [(name, entry.get("model_answer", "")) for name, entry in rubrics.items()]
+    texts += [
+        (name, sample["answer"])
+        for name, entry in rubrics.items()
+        for sample in entry.get("samples", [])
+    ]
+    return [
+        Secret(
+            f"an answer to {name}",
+            frozenset(
+                bare
+                for bare in map(_without_layout, SENTENCE_END.split(text))
+                if len(bare) >= FEWEST_CHARACTERS
+            ),
+        )
+        for name, text in texts
     ]
 
 
