@@ -5,6 +5,7 @@ A file that holds the course's recorded numbers is a replay and earns nothing.
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from inferlab.lab.specification import experiment_identifiers
 from inferlab.lab.yaml_file import SpecificationError
 
 LARGEST_BYTES = 20_000_000
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 
 
 def live_results(folder: Path, week: str) -> dict[str, str]:
@@ -25,11 +27,35 @@ def live_results(folder: Path, week: str) -> dict[str, str]:
     """
     verdicts = {}
     for identifier in experiment_identifiers(week):
-        paths = sorted((folder / "build" / "results").glob(f"*/{identifier}.json"))
-        problems = [_problem(path, identifier) for path in paths]
+        problems = [_problem(path, identifier) for path in _result_files(folder, identifier)]
         missing = "No live result file was handed in."
         verdicts[identifier] = "" if "" in problems else " ".join(problems) or missing
     return verdicts
+
+
+def shared_results(folders: dict[str, Path], week: str) -> dict[str, list[str]]:
+    """For each student a sentence on every experiment whose samples somebody else handed in too.
+
+    No mark depends on it: whether two may measure together is for the instructor to say.
+    """
+    holders: dict[tuple[str, str], set[str]] = {}
+    for student, folder in folders.items():
+        for identifier in experiment_identifiers(week):
+            for path in _result_files(folder, identifier):
+                # What is no result file has its sentence from `live_results` already.
+                with suppress(*MALFORMED):
+                    for seal in _measured(_read(path)):
+                        holders.setdefault((identifier, seal), set()).add(student)
+    notes: dict[str, list[str]] = {student: [] for student in folders}
+    for (identifier, _), students in sorted(holders.items()):
+        for student in students:
+            if others := ", ".join(sorted(students - {student})):
+                notes[student].append(f"{identifier}: the same measurements as {others}.")
+    return {student: list(dict.fromkeys(found)) for student, found in notes.items()}
+
+
+def _result_files(folder: Path, identifier: str) -> list[Path]:
+    return sorted((folder / "build" / "results").glob(f"*/{identifier}.json"))
 
 
 def _problem(path: Path, identifier: str) -> str:
@@ -44,7 +70,7 @@ def _problem(path: Path, identifier: str) -> str:
         return next(_impossible(document, plan_experiment(identifier, profile)), "")
     except (ValueError, SpecificationError, RecursionError) as error:
         return f"{profile}: {error}"
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except MALFORMED as error:
         return f"{profile}: the file lacks or mistypes {error}."
 
 
@@ -62,15 +88,16 @@ def _is_recorded(document: results.Document, recorded: Path) -> bool:
     """Whether any repeat is one of the recording: two machines never measure the same samples."""
     if not recorded.exists():
         return False
+    return bool(_measured(document) & _measured(json.loads(recorded.read_text(encoding="utf-8"))))
 
-    def measured(found: results.Document) -> set[str]:
-        return {
-            results.seal(repeat["samples"])
-            for point in found["points"]
-            for repeat in point["repeats"]
-        }
 
-    return bool(measured(document) & measured(json.loads(recorded.read_text(encoding="utf-8"))))
+def _measured(document: results.Document) -> set[str]:
+    """A seal for each repeat's samples."""
+    return {
+        results.seal(repeat["samples"])
+        for point in document["points"]
+        for repeat in point["repeats"]
+    }
 
 
 def _impossible(document: results.Document, plan: Plan) -> Any:

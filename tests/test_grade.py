@@ -13,7 +13,7 @@ from nbgrader.api import Gradebook
 
 import autograder.grade as grading
 from autograder.course import run_nbgrader
-from autograder.live_results import live_results
+from autograder.live_results import live_results, shared_results
 from autograder.preprocessors import HideProbes, ScoreOrNothing
 from autograder.submissions import find_submissions
 from inferlab.handin.bounded import MOST_CHARACTERS
@@ -62,6 +62,10 @@ def write_submissions(folder: Path) -> None:
     hand_in(folder, "warns", double=WARNS)
     hand_in(folder, "floods", double=FLOODS)
     hand_in(folder, "kills", double="import os; os._exit(1)")
+    for student in ("warns", "kills"):
+        replay = live_file(folder / student / WEEK, "kv-pool")
+        replay.parent.mkdir(parents=True)
+        shutil.copy(RECORDED / "kv-pool.json", replay)
     hand_in(folder, "grows", double="found = []\nwhile True: found.append(bytes(2**24))")
     without_code(folder, "untouched", nbformat.writes(student_notebook()))
     without_code(folder, "broken", '{"cells": [')
@@ -144,6 +148,13 @@ def test_what_cannot_be_graded_is_a_row_with_the_reason(student, reason, table, 
 @pytest.mark.slow
 def test_a_deleted_exercise_is_no_silent_zero(table):
     assert "MISSING: the cell week04-square was not in the notebook" in table["answered"]["notes"]
+
+
+@pytest.mark.slow
+def test_who_handed_in_the_same_measurements_is_named_beside_both(table):
+    assert table["warns"]["notes"] == f"{WEEK}/kv-pool: the same measurements as kills."
+    assert table["kills"]["notes"] == f"{WEEK}/kv-pool: the same measurements as warns."
+    assert table["right"]["notes"] == ""
 
 
 @pytest.mark.slow
@@ -391,3 +402,24 @@ def test_an_edited_result_earns_nothing(measured):
     document["points"][0]["repeats"][0]["metrics"]["duration_s"] *= 1.001
     path.write_text(json.dumps(document))
     assert "it was edited" in live_results(folder, WEEK)[f"{WEEK}/kv-pool"]
+
+
+def test_the_same_measurements_in_two_hands_are_told(tmp_path, measured):
+    def other_samples(document):
+        for point in document["points"]:
+            for repeat in point["repeats"]:
+                repeat["samples"]["e2e_us"].append(2)
+
+    folders = {name: tmp_path / name for name in ("ada", "bob", "cy", "dee")}
+    measured(names=["kv-pool"])
+    for name in ("ada", "bob", "dee"):
+        shutil.copytree(tmp_path / "build", folders[name] / "build")
+    measured(other_samples, names=["kv-pool"])
+    shutil.copytree(tmp_path / "build", folders["cy"] / "build")
+    live_file(folders["dee"], "kv-pool").write_text("no JSON")
+    assert shared_results(folders, WEEK) == {
+        "ada": [f"{WEEK}/kv-pool: the same measurements as bob."],
+        "bob": [f"{WEEK}/kv-pool: the same measurements as ada."],
+        "cy": [],
+        "dee": [],
+    }

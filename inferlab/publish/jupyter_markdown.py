@@ -16,19 +16,16 @@ shown raw.
 
 import posixpath
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import yaml
 from markdown_it import MarkdownIt
 from markdown_it.common.utils import escapeHtml
-from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
-from mdit_py_plugins.colon_fence import colon_fence_plugin
 from mdit_py_plugins.dollarmath import dollarmath_plugin
-from mdit_py_plugins.front_matter import front_matter_plugin
-from mdit_py_plugins.myst_blocks import myst_block_plugin
-from mdit_py_plugins.myst_role import myst_role_plugin
+
+from inferlab.publish.markdown_positions import myst_parser, nested, offsets_of
 
 ADMONITIONS = (
     "admonition attention caution danger error hint important note seealso tip warning".split()
@@ -41,9 +38,7 @@ GLOSSARY = "/book/glossary"
 DIRECTIVE = re.compile(r"\{([^{}\s]+)\}[ ]*(.*)", re.DOTALL)
 OPTION = re.compile(r":([\w-]+):[ ]*(.*)")
 WORDS_AND_TARGET = re.compile(r"(.+?)\s*<([^<>]+)>", re.DOTALL)
-FOOTNOTE = re.compile(r"\[\^([^\]\s]+)\](:?)")
 DESTINATION = re.compile(r"\s*<?([^\s<>)]*)")
-CONTAINER = re.compile(r"[\s>]*(?:(?:[-*+]|\d+[.)])\s+)*[\s>]*")
 # What MyST understands and others print as it stands.
 RAW_MARKUP = re.compile(
     r"\{[a-zA-Z][\w:+-]*\}|\{\{.*?\}\}|\{[.#][^}\n]*\}|\[\^[^\]\s]+\]"
@@ -144,14 +139,14 @@ def _plain(markdown: str, place: Place) -> str:
         starts.append(starts[-1] + len(line) + 1)
     edits: list[Edit] = []
     cursor = 0
-    for token in _parser().parse(markdown):
+    for token in myst_parser().parse(markdown):
         if token.map is None:
             continue
         first, last = token.map
         if token.type == "inline":
             # Cells of a table share their line, so each is looked for after the one before.
             cursor = max(cursor, starts[first])
-            offsets = _offsets(markdown, token.content, cursor)
+            offsets = offsets_of(markdown, token.content, cursor)
             cursor = offsets[-1]
             edits += [
                 Edit(offsets[edit.start], offsets[edit.end - 1] + 1, edit.text)
@@ -159,7 +154,7 @@ def _plain(markdown: str, place: Place) -> str:
             ]
         elif (text := _block(token, place)) is not None:
             opening = markdown[starts[first] : starts[first + 1]]
-            edits.append(Edit(starts[first], starts[last], _nested(text, opening) + "\n"))
+            edits.append(Edit(starts[first], starts[last], nested(text, opening) + "\n"))
     result = ""
     position = 0
     for edit in sorted(edits):
@@ -167,81 +162,6 @@ def _plain(markdown: str, place: Place) -> str:
         position = edit.end
     result += markdown[position:]
     return result if markdown.endswith("\n") else result.removesuffix("\n")
-
-
-def _parser() -> MarkdownIt:
-    parser = MarkdownIt("commonmark").enable("table")
-    for plugin in (front_matter_plugin, dollarmath_plugin, myst_role_plugin, myst_block_plugin):
-        parser.use(plugin)
-    parser.use(colon_fence_plugin)
-    # A footnote of one word would be taken for the address of a link.
-    parser.disable("reference")
-    parser.inline.ruler.before("link", "footnote", _footnote_rule)
-    for rule in parser.inline.ruler.__rules__:
-        if rule.name in ("footnote", "image", "link", "math_inline", "myst_role"):
-            parser.inline.ruler.at(rule.name, _with_position(rule.fn))
-    return parser
-
-
-InlineRule = Callable[[StateInline, bool], bool]
-
-
-def _with_position(rule: InlineRule) -> InlineRule:
-    """markdown-it tells the lines of a block, but not where in it an inline token stands."""
-
-    def positioned(state: StateInline, silent: bool) -> bool:
-        start = state.pos
-        # Text that is still pending becomes a token of its own before the rule's first.
-        index = len(state.tokens) + bool(state.pending)
-        matched = rule(state, silent)
-        if matched and not silent:
-            state.tokens[index].meta["span"] = start, state.pos
-        return matched
-
-    return positioned
-
-
-def _footnote_rule(state: StateInline, silent: bool) -> bool:
-    match = FOOTNOTE.match(state.src, state.pos)
-    if not match:
-        return False
-    begins_line = state.pos == 0 or state.src[state.pos - 1] == "\n"
-    if not silent:
-        token = state.push("footnote", "", 0)
-        token.content = match[1]
-        token.meta["is_definition"] = begins_line and bool(match[2])
-    state.pos = match.end() if begins_line else match.end(1) + 1
-    return True
-
-
-def _offsets(markdown: str, content: str, cursor: int) -> list[int]:
-    """Where each character of an inline token's content stands in the source, and where it ends.
-
-    The content lacks what the containers of the block put in front of each line.
-    """
-    offsets: list[int] = []
-    for line in content.split("\n"):
-        found = markdown.find(line, cursor)
-        if found < 0:
-            raise ValueError(
-                f"The line {line!r} cannot be found in its source; in a table write \\vert "
-                "instead of an escaped bar."
-            )
-        cursor = found + len(line)
-        offsets += range(found, cursor + 1)
-    return offsets
-
-
-def _nested(text: str, opening: str) -> str:
-    """Indent the lines of a block as its first line is, inside lists and quotes."""
-    container = CONTAINER.match(opening)
-    assert container
-    first = container[0].rstrip("\n")
-    later = re.sub(r"[^\s>]", " ", first)
-    return "\n".join(
-        ((later if number else first) + line).rstrip()
-        for number, line in enumerate(text.split("\n"))
-    )
 
 
 def _inline_edits(token: Token, place: Place) -> Iterator[Edit]:
