@@ -62,6 +62,9 @@ def colab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def bare(colab: str) -> str:
     """The same kernel before any notebook has installed something into its environment."""
     pip("uninstall", "--yes", *FETCHED)
+    # pip may leave an empty folder behind, which Python takes for a package.
+    (packages,) = ENVIRONMENT.glob("lib/python3*/site-packages")
+    (packages / "inferlab_checkpoints").mkdir(exist_ok=True)
     return colab
 
 

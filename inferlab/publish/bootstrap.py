@@ -9,7 +9,7 @@ from string import Template
 BOOTSTRAP = Template("""\
 # setup: course
 # Run this cell first. Where the notebook was opened without its bundle, as in Colab, it fetches it.
-import importlib.util, io, json, os, pathlib, subprocess, sys, urllib.request, zipfile
+import importlib.metadata, io, json, os, pathlib, subprocess, sys, urllib.request, zipfile
 
 def prepare(week="$week", course="$url/bundles"):
     course = os.environ.get("INFERLAB_BUNDLE_URL", course)
@@ -26,7 +26,9 @@ def prepare(week="$week", course="$url/bundles"):
             "triton": "triton; sys_platform == 'linux'",  # there is none for other systems
             "inferlab_checkpoints": f"{course}/$wheel",
         }
-        missing = [where for name, where in needed.items() if not importlib.util.find_spec(name)]
+        found = importlib.metadata.distributions()
+        installed = {str(one.name).lower().replace("-", "_") for one in found}
+        missing = [where for name, where in needed.items() if name not in installed]
         if missing:
             pip = [sys.executable, "-m", "pip", "install", "--quiet"]
             subprocess.run([*pip, *missing], check=True)

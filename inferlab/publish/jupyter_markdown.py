@@ -5,7 +5,7 @@
 | admonition, note, warning, … | blockquote with a bold title |
 | dropdown, or any of them with `:class: dropdown` | `<details>` |
 | label, reference, term, page | anchor, and links to the published book |
-| figure, image | image of the published book, with its alternative text |
+| figure, image | image on the site (Colab shows no attachments), with its alternative text |
 | labelled equation | equation that shows its label as tag |
 | comment, block break | nothing |
 
