@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from autograder.grade import grade
-from autograder.release import release, written_weeks
+from autograder.release import release
 from inferlab.publish import PublishError
+from inferlab.publish.page import written_weeks
 
 ROOT = Path(__file__).parents[1]
 console = Console()

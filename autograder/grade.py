@@ -27,6 +27,7 @@ from autograder.live_results import LARGEST_BYTES, live_results, shared_results
 from autograder.submissions import Submission, find_submissions
 from inferlab.handin.notebook_file import Refused, read_notebook
 from inferlab.handin.repair import check_student, repair
+from inferlab.handin.validate import live_result_paths
 from inferlab.lab.json_file import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,7 +137,7 @@ def extra_files(submission: Submission, week: str) -> Iterable[Path]:
     """
     if submission.folder:
         wanted = [submission.folder / "timestamp.txt"]
-        wanted += sorted(submission.folder.glob(f"build/results/*/{week}/*.json"))
+        wanted += live_result_paths(submission.folder, f"{week}/*")
         for path in wanted:
             inside = path.resolve().is_relative_to(submission.folder.resolve())
             if inside and path.is_file() and path.stat().st_size <= LARGEST_BYTES:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from inferlab.handin.validate import live_result_paths
 from inferlab.lab import physics, results
 from inferlab.lab.paths import RECORDED, result_path
 from inferlab.lab.plan import Plan, plan_experiment
@@ -27,7 +28,7 @@ def live_results(folder: Path, week: str) -> dict[str, str]:
     """
     verdicts = {}
     for identifier in experiment_identifiers(week):
-        problems = [_problem(path, identifier) for path in _result_files(folder, identifier)]
+        problems = [_problem(path, identifier) for path in live_result_paths(folder, identifier)]
         missing = "No live result file was handed in."
         verdicts[identifier] = "" if "" in problems else " ".join(problems) or missing
     return verdicts
@@ -41,7 +42,7 @@ def shared_results(folders: dict[str, Path], week: str) -> dict[str, list[str]]:
     holders: dict[tuple[str, str], set[str]] = {}
     for student, folder in folders.items():
         for identifier in experiment_identifiers(week):
-            for path in _result_files(folder, identifier):
+            for path in live_result_paths(folder, identifier):
                 # What is no result file has its sentence from `live_results` already.
                 with suppress(*MALFORMED):
                     for seal in _measured(_read(path)):
@@ -52,10 +53,6 @@ def shared_results(folders: dict[str, Path], week: str) -> dict[str, list[str]]:
             if others := ", ".join(sorted(students - {student})):
                 notes[student].append(f"{identifier}: the same measurements as {others}.")
     return {student: list(dict.fromkeys(found)) for student, found in notes.items()}
-
-
-def _result_files(folder: Path, identifier: str) -> list[Path]:
-    return sorted((folder / "build" / "results").glob(f"*/{identifier}.json"))
 
 
 def _problem(path: Path, identifier: str) -> str:

@@ -22,7 +22,7 @@ from inferlab.publish.editions import Parts, exercises, instructor_edition
 from inferlab.publish.execute import executed
 from inferlab.publish.jupyter_markdown import myst_left
 from inferlab.publish.leaks import leaks
-from inferlab.publish.page import Page, read_page
+from inferlab.publish.page import Page, read_chapter
 from inferlab.publish.problems import Problem, refuse_if_any
 from inferlab.publish.recorded import recorded_outputs
 from inferlab.publish.stage import said_in
@@ -39,7 +39,7 @@ def release(
     notebook links to it, and Colab fetches the bundle from there. Raises PublishError when a page
     cannot be published or a bundle leaks, and RuntimeError when nbgrader refuses.
     """
-    page = chapter(root, week)
+    page = read_chapter(root, week)
     report(f"Executing {page.path}")
     notebook, _ = executed(root, page, root / "build" / "executed")
     references = roles.References(
@@ -85,22 +85,6 @@ def generate(course: Path, week: str) -> None:
         ) from error
 
 
-def written_weeks(root: Path) -> list[str]:
-    """The weeks whose chapter exists, for example `["week04"]`."""
-    return sorted(path.name[:6] for path in (root / "notebooks").glob("week[0-9][0-9]-*.md"))
-
-
-def chapter(root: Path, week: str) -> Page:
-    """The chapter of `week`; raises FileNotFoundError when it is not written."""
-    found = sorted((root / "notebooks").glob(f"{week}-*.md"))
-    if not found:
-        raise FileNotFoundError(
-            f"There is no chapter notebooks/{week}-….md: give the week of a written chapter, "
-            "for example WEEK=04."
-        )
-    return read_page(root, found[0].relative_to(root))
-
-
 def build_checkpoints(root: Path, folder: Path) -> Path:
     """The wheel of the checkpoints in `folder`; built once, because the weights are frozen."""
     built = sorted(folder.glob("inferlab_checkpoints-*.whl"))
@@ -114,7 +98,7 @@ def build_checkpoints(root: Path, folder: Path) -> Path:
 
 
 def problems_of(root: Path, page: Page, bundle: Path) -> list[Problem]:
-    """What may not be in a bundle: solutions, probes, markup that a plain renderer shows raw."""
+    """What may not be in a bundle: solutions, probes, answers, markup that would be shown raw."""
     found = [Problem(bundle, 1, leak) for leak in leaks(bundle, root, page.week or "")]
     notebook = nbformat.read(bundle / f"{page.path.stem}.ipynb", as_version=4)
     for cell in notebook.cells:

@@ -13,9 +13,10 @@ from inferlab.publish.bundle import write_bundle, zip_bundle
 from inferlab.publish.citations import load_index
 from inferlab.publish.editions import Parts, exercises, instructor_edition
 from inferlab.publish.execute import executed
-from inferlab.publish.recorded import recorded_outputs, source_key
+from inferlab.publish.recorded import recorded_outputs
 from inferlab.publish.roles import References, load_sources
 from inferlab.publish.stage import said_in
+from inferlab.unfinished import source_key
 from tests.site_fixture import CHAPTER, make_repository
 
 QUEUE, HASH, POOL = "week04-sample-queue", "week04-sample-hash", "week04-sample-pool"

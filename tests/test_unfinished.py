@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from inferlab.publish.recorded import source_key
+from inferlab.unfinished import source_key
 from tests.bundle_fixture import HASH, make_sample_bundle
 
 pytestmark = pytest.mark.slow

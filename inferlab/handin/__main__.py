@@ -19,7 +19,7 @@ from inferlab.handin.validate import (
     UNFINISHED,
     Outcome,
     empty_answers,
-    live_results,
+    live_result_paths,
     run_exercises,
 )
 
@@ -53,7 +53,8 @@ def main(notebook: Path, save: Path | None) -> None:
     titles = {exercise["name"]: exercise["title"] for exercise in bundle["exercises"]}
     console.print(report(outcomes, titles))
     console.print(f"Written answers still empty: {', '.join(empty) or 'none'}.", soft_wrap=True)
-    found = live_results(folder, bundle["week"])
+    paths = live_result_paths(folder, f"{bundle['week']}/*")
+    found = [path.relative_to(folder).as_posix() for path in paths]
     console.print(
         f"Your own measurements: {', '.join(found) or 'none found below build/results'}.",
         soft_wrap=True,

@@ -10,9 +10,9 @@ from nbformat import NotebookNode
 
 from inferlab.handin.bounded import BoundedClient, error_output
 from inferlab.handin.cells import grade_id, has_tag
+from inferlab.unfinished import STUB
 
 SECONDS_PER_CELL = 120
-STUB = "raise NotImplementedError()"
 PASSES, UNFINISHED, FAILS = "passes", "not finished", "fails"
 # A test must fail as it will in grading: no recorded output may stand in for a missing exercise.
 NO_FALLBACK = """
@@ -106,7 +106,9 @@ def empty_answers(notebook: NotebookNode, original: NotebookNode) -> list[str]:
     ]
 
 
-def live_results(folder: Path, week: str) -> list[str]:
-    """The student's own result files of the week, relative to the bundle's folder."""
-    found = folder.glob(f"build/results/*/{week}/*.json")
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+def live_result_paths(folder: Path, experiment: str) -> list[Path]:
+    """The student's own result files of an experiment below `folder`, one a profile.
+
+    `folder` is a bundle or a hand-in; `week04/*` stands for all experiments of a week.
+    """
+    return sorted(folder.glob(f"build/results/*/{experiment}.json"))

@@ -9,11 +9,11 @@ A name that the cell imports without listing a member of it stays an import.
 import ast
 from pathlib import Path
 
+from inferlab import unfinished
 from inferlab.publish.exercise import Exercise
 from inferlab.publish.module import Binding, Function, Module
 
-# Word for word what nbgrader puts in place of a solution.
-STUB = ("# YOUR CODE HERE", "raise NotImplementedError()")
+STUB = ("# YOUR CODE HERE", unfinished.STUB)
 SOLUTION = ("### BEGIN SOLUTION", "### END SOLUTION")
 
 

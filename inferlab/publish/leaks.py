@@ -24,7 +24,7 @@ from markdown_it import MarkdownIt
 from inferlab.publish.exercise import is_exercise, read_exercise
 from inferlab.publish.expand import STUB
 from inferlab.publish.module import Function, Module
-from inferlab.publish.page import read_page
+from inferlab.publish.page import read_chapter
 
 PROBES = Path("autograder/probes")
 RUBRICS = Path("autograder/rubrics")
@@ -118,12 +118,9 @@ def _leaks_in(text: Text, solutions: list[Secret], hidden: list[Secret]) -> Iter
 
 
 def _solutions(root: Path, week: str) -> list[Secret]:
-    chapters = sorted((root / "notebooks").glob(f"{week}-*.md"))
-    if not chapters:
-        raise FileNotFoundError(f"There is no chapter notebooks/{week}-….md with its exercises.")
     return [
         Secret.of(member, Module.read(root, module).function(member))
-        for cell in read_page(root, chapters[0].relative_to(root)).cells
+        for cell in read_chapter(root, week).cells
         if is_exercise(cell.source, cell.metadata)
         for module, members in read_exercise(cell.source, cell.metadata).homes.items()
         for member in members

@@ -77,6 +77,22 @@ def read_page(root: Path, path: Path) -> Page:
     return Page(path, text, [Cell("markdown", text, 1)], False, front_matter)
 
 
+def written_weeks(root: Path) -> list[str]:
+    """The weeks whose chapter exists, for example `["week04"]`."""
+    return sorted(path.name[:6] for path in (root / "notebooks").glob("week[0-9][0-9]-*.md"))
+
+
+def read_chapter(root: Path, week: str) -> Page:
+    """Read the chapter of `week`; raises FileNotFoundError when it is not written."""
+    found = sorted((root / "notebooks").glob(f"{week}-*.md"))
+    if not found:
+        raise FileNotFoundError(
+            f"There is no chapter notebooks/{week}-….md: give the week of a written chapter, "
+            "for example WEEK=04."
+        )
+    return read_page(root, found[0].relative_to(root))
+
+
 def _front_matter(text: str) -> dict[str, Any]:
     match = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     return (yaml.safe_load(match[1]) or {}) if match else {}

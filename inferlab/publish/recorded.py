@@ -1,11 +1,9 @@
 """What the reference printed and drew, in a form that a student's notebook can show again.
 
 The book's outputs cannot be copied as they are: its figures are drawn by a script that only the
-site has. Cells are found again by the hash of their source, because not every front end tells the
-kernel which cell it runs.
+site has.
 """
 
-import hashlib
 import html
 import json
 import re
@@ -13,16 +11,13 @@ from typing import Any
 
 from nbformat import NotebookNode
 
+from inferlab.unfinished import source_key
+
 FIGURE = re.compile(
     r'<script type="application/json">(?P<payload>.*?)</script>'
     r'<figcaption>(?:<span class="lab-badge">(?P<badge>.*?)</span>)?(?P<caption>.*?)</figcaption>',
     re.DOTALL,
 )
-
-
-def source_key(source: str) -> str:
-    """The name under which the outputs of a cell with this source are recorded."""
-    return hashlib.sha256(source.strip().encode()).hexdigest()
 
 
 def recorded_outputs(notebook: NotebookNode) -> dict[str, list[dict[str, Any]]]:
