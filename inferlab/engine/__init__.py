@@ -8,9 +8,10 @@ property tests enforce them.
 
 from inferlab.engine.attention import paged_decode_attention, paged_prefill_attention
 from inferlab.engine.block_pool import Block, BlockPool, FreeBlockQueue, hash_block_tokens
+from inferlab.engine.checkpoint import ModelConfig
 from inferlab.engine.kv_cache import KVCache, KVCacheManager, PrefixHit, slot_mapping
 from inferlab.engine.llm import LLM, Completion
-from inferlab.engine.model import LlamaModel, ModelConfig, SequenceChunk, make_batch
+from inferlab.engine.model import LlamaModel, SequenceChunk, make_batch
 from inferlab.engine.request import Request, RequestStatus, SamplingParams
 from inferlab.engine.sampler import Sampler
 from inferlab.engine.scheduler import ScheduledRequest, Scheduler, SchedulerOutput

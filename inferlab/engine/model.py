@@ -1,62 +1,15 @@
 """The forward pass of a Llama model in NumPy, reading and writing a paged KV cache."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from inferlab.engine.attention import paged_decode_attention, paged_prefill_attention
+from inferlab.engine.checkpoint import ModelConfig, load_weights
 from inferlab.engine.kv_cache import KVCache, slot_mapping
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The part of a checkpoint's `config.json` that the forward pass needs."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rope_theta: float
-    rms_norm_eps: float
-    max_position_embeddings: int
-    tie_word_embeddings: bool
-    eos_token_id: int | None
-
-    @classmethod
-    def from_json(cls, path: Path) -> "ModelConfig":
-        """Read a Hugging Face `config.json`.
-
-        Raises:
-            ValueError: if the architecture is not one this engine computes.
-        """
-        raw: dict[str, Any] = json.loads(path.read_text())
-        architecture = raw["architectures"][0]
-        if architecture != "LlamaForCausalLM":
-            raise ValueError(
-                f"{path} is a {architecture}; this engine computes LlamaForCausalLM only."
-            )
-        rope = raw.get("rope_parameters") or raw
-        return cls(
-            vocab_size=raw["vocab_size"],
-            hidden_size=raw["hidden_size"],
-            intermediate_size=raw["intermediate_size"],
-            num_layers=raw["num_hidden_layers"],
-            num_heads=raw["num_attention_heads"],
-            num_kv_heads=raw["num_key_value_heads"],
-            head_dim=raw["head_dim"],
-            rope_theta=rope["rope_theta"],
-            rms_norm_eps=raw["rms_norm_eps"],
-            max_position_embeddings=raw["max_position_embeddings"],
-            tie_word_embeddings=raw["tie_word_embeddings"],
-            eos_token_id=raw["eos_token_id"],
-        )
 
 
 class SequenceChunk(NamedTuple):
@@ -106,39 +59,64 @@ def make_batch(chunks: Sequence[SequenceChunk], block_size: int) -> Batch:
     )
 
 
-@dataclass(frozen=True)
-class LayerWeights:
-    """Weights of one decoder layer, transposed to `[input, output]`, fused as in vLLM."""
+Linear = Callable[[np.ndarray], np.ndarray]
+"""A linear layer: `[num_tokens, input]` to `[num_tokens, output]`.
+
+Quantised and sharded layers put themselves in a dense one's place, so the forward pass is written
+once.
+"""
+
+
+@dataclass
+class DenseLinear:
+    """The plain linear layer of a checkpoint."""
+
+    weight: np.ndarray  # [input, output]: transposed once, when the model is loaded
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        product: np.ndarray = x @ self.weight
+        return product
+
+
+@dataclass
+class GatedMLP:
+    """The feed-forward half of a layer: `down(silu(gate) * up)`, gate and up fused as in vLLM."""
+
+    gate_up: Linear  # [hidden] to [2 * intermediate]
+    down: Linear  # [intermediate] to [hidden]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.down(swiglu(self.gate_up(x)))
+
+
+@dataclass
+class DecoderLayer:
+    """Weights of one decoder layer; its linear layers can be put in place of one another."""
 
     input_norm: np.ndarray  # [hidden]
-    qkv: np.ndarray  # [hidden, (num_heads + 2 * num_kv_heads) * head_dim]
-    output: np.ndarray  # [num_heads * head_dim, hidden]
+    qkv: Linear  # [hidden] to [(num_heads + 2 * num_kv_heads) * head_dim], fused as in vLLM
+    output: Linear  # [num_heads * head_dim] to [hidden]
     post_attention_norm: np.ndarray  # [hidden]
-    gate_up: np.ndarray  # [hidden, 2 * intermediate]
-    down: np.ndarray  # [intermediate, hidden]
+    mlp: Linear  # [hidden] to [hidden]: a `GatedMLP`, or a mixture of them
 
 
 class LlamaModel:
     """A Llama decoder in float32; source: vllm/model_executor/models/llama.py:LlamaModel."""
 
-    def __init__(self, config: ModelConfig, weights: dict[str, np.ndarray]) -> None:
+    def __init__(self, config: ModelConfig, weights: Mapping[str, np.ndarray]) -> None:
         self.config = config
         self.embedding = weights["model.embed_tokens.weight"]
         self.final_norm = weights["model.norm.weight"]
         head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-        self.head = np.ascontiguousarray(weights[head].T)
-        self.layers = [_layer_weights(weights, i) for i in range(config.num_layers)]
+        self.head: Linear = DenseLinear(np.ascontiguousarray(weights[head].T))
+        self.layers = [_decoder_layer(weights, i) for i in range(config.num_layers)]
         self._cosines, self._sines = rotary_tables(config)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "LlamaModel":
         """Load a checkpoint folder (`config.json`, `model.safetensors`) into float32."""
-        from safetensors.numpy import load_file
-
         folder = Path(folder)
-        stored = load_file(folder / "model.safetensors")
-        weights = {name: array.astype(np.float32) for name, array in stored.items()}
-        return cls(ModelConfig.from_json(folder / "config.json"), weights)
+        return cls(ModelConfig.from_json(folder / "config.json"), load_weights(folder))
 
     def new_kv_cache(self, num_blocks: int, block_size: int) -> KVCache:
         config = self.config
@@ -155,22 +133,21 @@ class LlamaModel:
         hidden: np.ndarray = self.embedding[batch.token_ids]
         for layer, weights in enumerate(self.layers):
             normed = rms_norm(hidden, weights.input_norm, self.config.rms_norm_eps)
-            hidden = hidden + self._attention(layer, normed, batch, cache) @ weights.output
+            hidden = hidden + weights.output(self._attention(layer, normed, batch, cache))
             normed = rms_norm(hidden, weights.post_attention_norm, self.config.rms_norm_eps)
-            hidden = hidden + swiglu(normed @ weights.gate_up) @ weights.down
+            hidden = hidden + weights.mlp(normed)
         return hidden
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """Logits `[num_rows, vocab_size]` of the hidden states `[num_rows, hidden]`."""
         normed = rms_norm(hidden, self.final_norm, self.config.rms_norm_eps)
-        logits: np.ndarray = normed @ self.head
-        return logits
+        return self.head(normed)
 
     def _attention(
         self, layer: int, normed: np.ndarray, batch: Batch, cache: KVCache
     ) -> np.ndarray:
         config = self.config
-        qkv = (normed @ self.layers[layer].qkv).reshape(len(normed), -1, config.head_dim)
+        qkv = self.layers[layer].qkv(normed).reshape(len(normed), -1, config.head_dim)
         num_rotated = config.num_heads + config.num_kv_heads
         rotated = self._rotate(qkv[:, :num_rotated], batch.positions)
         queries, keys = rotated[:, : config.num_heads], rotated[:, config.num_heads :]
@@ -196,18 +173,24 @@ class LlamaModel:
         )
 
 
-def _layer_weights(weights: dict[str, np.ndarray], layer: int) -> LayerWeights:
-    def fused(*names: str) -> np.ndarray:
-        stacked = [weights[f"model.layers.{layer}.{name}.weight"] for name in names]
-        return np.ascontiguousarray(np.concatenate(stacked).T)
+def fused_linear(weights: Mapping[str, np.ndarray], *names: str) -> DenseLinear:
+    """One linear layer from the `[output, input]` matrices `names`, their outputs side by side."""
+    stacked = np.concatenate([weights[f"{name}.weight"] for name in names])
+    return DenseLinear(np.ascontiguousarray(stacked.T))
 
-    return LayerWeights(
-        input_norm=weights[f"model.layers.{layer}.input_layernorm.weight"],
-        qkv=fused("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        output=fused("self_attn.o_proj"),
-        post_attention_norm=weights[f"model.layers.{layer}.post_attention_layernorm.weight"],
-        gate_up=fused("mlp.gate_proj", "mlp.up_proj"),
-        down=fused("mlp.down_proj"),
+
+def _decoder_layer(weights: Mapping[str, np.ndarray], layer: int) -> DecoderLayer:
+    prefix = f"model.layers.{layer}"
+    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+    return DecoderLayer(
+        input_norm=weights[f"{prefix}.input_layernorm.weight"],
+        qkv=fused_linear(weights, *(f"{attention}.{name}_proj" for name in "qkv")),
+        output=fused_linear(weights, f"{attention}.o_proj"),
+        post_attention_norm=weights[f"{prefix}.post_attention_layernorm.weight"],
+        mlp=GatedMLP(
+            fused_linear(weights, f"{mlp}.gate_proj", f"{mlp}.up_proj"),
+            fused_linear(weights, f"{mlp}.down_proj"),
+        ),
     )
 
 
