@@ -1,5 +1,7 @@
 """Prompts and the rule by which greedy tokens of two implementations count as equal."""
 
+from pathlib import Path
+
 import numpy as np
 
 from inferlab.engine import LLM, SamplingParams
@@ -24,6 +26,26 @@ def prompts(llm: LLM) -> list[list[int]]:
         for n in (1, 1, 2, 15, 16, 17, 257, 700, 1500)
     ]
     return chats + random + [chats[0], chats[0], random[7], random[0], chats[3] * 4] * 2
+
+
+def expected_tokens(checkpoint: Path, asked: list[list[int]]) -> list[list[int]]:
+    """What transformers generates greedily for each prompt alone, in float32.
+
+    Its `generate` would take minutes. Instead it scores the engine's tokens, all positions in one
+    pass: up to the first difference, and no further, that is what it would have generated.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    llm = LLM(checkpoint, max_num_seqs=1, enable_prefix_caching=False)
+    params = SamplingParams(max_tokens=MAX_NEW_TOKENS, temperature=0, ignore_eos=True)
+    tokens = []
+    for prompt, completion in zip(asked, llm.generate(asked, params)):
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + completion.token_ids])).logits
+        tokens.append(logits[0, -1 - MAX_NEW_TOKENS : -1].argmax(-1).tolist())
+    return tokens
 
 
 def disagreements(llm: LLM, asked: list[list[int]], expected: list[list[int]]) -> int:

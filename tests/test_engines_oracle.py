@@ -27,6 +27,7 @@ from tests.oracle import MAX_NEW_TOKENS, disagreements, prompts
 pytestmark = [pytest.mark.engines, pytest.mark.slow]
 SCRIPTS = Path(__file__).parent / "upstream"
 SHOWN_SCRIPTS = EXPERIMENTS / "upstream"  # those whose answers a chapter shows
+COMPARED = ["tiny-chat", "tiny-moe"]  # both architectures that our engine computes
 OTHERS = ["tiny-draft", "tiny-draft-weak", "tiny-moe"]
 
 
@@ -50,13 +51,6 @@ def vllm_tokens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list
     write_int4_checkpoint(int4)
     answering = {"max_tokens": 64, "ignore_eos": False}
     jobs: dict[str, dict[str, Any]] = {
-        "greedy": {
-            "checkpoint": str(models.path("tiny-chat")),
-            "dtype": "float32",
-            "prompts": prompts(LLM(models.path("tiny-chat"))),
-            "max_tokens": MAX_NEW_TOKENS,
-            "ignore_eos": True,
-        },
         "int4": {
             "checkpoint": str(int4),
             "dtype": "bfloat16",
@@ -64,6 +58,14 @@ def vllm_tokens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list
             **answering,
         },
     }
+    for name in COMPARED:
+        jobs[f"greedy {name}"] = {
+            "checkpoint": str(models.path(name)),
+            "dtype": "float32",
+            "prompts": prompts(LLM(models.path(name))),
+            "max_tokens": MAX_NEW_TOKENS,
+            "ignore_eos": True,
+        }
     for name in OTHERS:
         checkpoint = str(models.path(name))
         questions = chats("json")[0]
@@ -77,11 +79,14 @@ def vllm_tokens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list
     return tokens
 
 
-def test_greedy_tokens_equal_those_of_vllm(vllm_tokens: dict[str, list[list[int]]]) -> None:
-    llm = LLM(models.path("tiny-chat"), num_blocks=2048)
+@pytest.mark.parametrize("name", COMPARED)
+def test_greedy_tokens_equal_those_of_vllm(
+    name: str, vllm_tokens: dict[str, list[list[int]]]
+) -> None:
+    llm = LLM(models.path(name), num_blocks=2048)
     asked = prompts(llm)
     assert len(asked) >= 50
-    assert disagreements(llm, asked, vllm_tokens["greedy"]) <= 2
+    assert disagreements(llm, asked, vllm_tokens[f"greedy {name}"]) <= 2
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -18,7 +18,7 @@ def run_alone(prompt_token_ids, max_tokens, num_blocks, block_size):
     while scheduler.has_unfinished_requests():
         output = scheduler.schedule()
         computed += output.total_num_scheduled_tokens
-        sampled = {entry.request.request_id: 7 for entry in output.scheduled if entry.samples}
+        sampled = {entry.request.request_id: [7] for entry in output.scheduled if entry.samples}
         scheduler.update_from_output(output, sampled)
     return request, computed
 

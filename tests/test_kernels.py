@@ -42,3 +42,22 @@ def test_paged_decode_equals_its_oracle(kv_heads: int, block_size: int) -> None:
     integers = [torch.from_numpy(array).to(kernels.DEVICE) for array in arrays[3:]]
     rounded = paged_decode(*half, *pages, *integers).float().cpu().numpy()
     np.testing.assert_allclose(rounded, expected, atol=5e-3)
+
+
+def test_triton_imported_too_early_is_one_sentence() -> None:
+    import os
+    import subprocess
+
+    from inferlab import kernels
+
+    if not kernels.INTERPRETED:
+        pytest.skip("with a GPU there is no interpreter to choose")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-c", "import triton; import inferlab.kernels"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert "Restart Python and import inferlab.kernels first" in run.stderr

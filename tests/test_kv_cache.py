@@ -135,7 +135,8 @@ def test_slot_mapping_is_table_times_block_size_plus_offset(
     table = list(range(40))
     random.shuffle(table)  # type: ignore[attr-defined]
     table = table + list(range(40, 80))
-    slots = slot_mapping(table, block_size, start, count)
+    positions = np.arange(start, start + count)
+    slots = slot_mapping(np.tile(table, (count, 1)), positions, block_size)
     expected = [
         table[p // block_size] * block_size + p % block_size for p in range(start, start + count)
     ]
@@ -148,7 +149,8 @@ def test_what_is_written_through_the_slots_is_read_back(count: int) -> None:
     cache = KVCache(num_layers=2, num_blocks=12, block_size=4, num_kv_heads=2, head_dim=8)
     table = rng.permutation(np.arange(1, 12)).tolist()
     keys, values = rng.standard_normal((2, count, 2, 8), dtype=np.float32)
-    cache.write(1, slot_mapping(table, 4, 3, count), keys, values)
+    slots = slot_mapping(np.tile(table, (count, 1)), np.arange(3, 3 + count), 4)
+    cache.write(1, slots, keys, values)
     gathered = cache.keys[1][table].reshape(-1, 2, 8)[3 : 3 + count]
     assert np.array_equal(gathered, keys)
     assert np.array_equal(cache.values[1][table].reshape(-1, 2, 8)[3 : 3 + count], values)

@@ -7,7 +7,7 @@ import pytest
 
 from inferlab import models
 from inferlab.engine import LLM, SamplingParams
-from tests.oracle import MAX_NEW_TOKENS, disagreements, prompts
+from tests.oracle import disagreements, expected_tokens, prompts
 
 CHECKPOINT = models.path("tiny-chat")
 GREEDY = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
@@ -17,42 +17,6 @@ GREEDY = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
 def asked() -> list[list[int]]:
     """Twenty of the oracle's prompts, none longer than 257 tokens."""
     return [prompt for prompt in prompts(LLM(CHECKPOINT)) if len(prompt) <= 257][::3]
-
-
-@pytest.fixture(scope="module")
-def expected(asked: list[list[int]]) -> list[list[int]]:
-    """Each prompt alone, in one chunk, with no cache: the plainest way to run it."""
-    llm = LLM(CHECKPOINT, enable_prefix_caching=False)
-    return [llm.generate([prompt], GREEDY)[0].token_ids for prompt in asked]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"block_size": 1, "num_blocks": 6000},
-        {"block_size": 32},
-        {"max_num_batched_tokens": 16},
-        {"long_prefill_token_threshold": 5},
-        {"max_num_seqs": 3},
-        {"enable_prefix_caching": False},
-        {"num_blocks": 20},
-        {"num_blocks": 20, "enable_prefix_caching": False, "max_num_batched_tokens": 48},
-    ],
-    ids=str,
-)
-def test_tokens_do_not_depend_on_how_the_engine_is_set_up(
-    options: dict[str, int], asked: list[list[int]], expected: list[list[int]]
-) -> None:
-    llm = LLM(CHECKPOINT, **options)  # type: ignore[arg-type]
-    first = llm.generate(asked, GREEDY)
-    assert [completion.token_ids for completion in first] == expected
-    again = llm.generate(asked, GREEDY)
-    assert [completion.token_ids for completion in again] == expected
-    if options.get("num_blocks") == 20:
-        assert sum(completion.num_preemptions for completion in first) > 0
-    if not options:
-        assert sum(completion.num_cached_tokens for completion in again) > 0
 
 
 def test_seeded_samples_do_not_depend_on_the_neighbours(asked: list[list[int]]) -> None:
@@ -82,25 +46,10 @@ def test_a_model_that_ignored_its_cache_would_be_noticed(asked: list[list[int]])
 
 
 def test_greedy_tokens_equal_those_of_transformers() -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
     llm = LLM(CHECKPOINT, num_blocks=2048)
     asked = prompts(llm)
     assert len(asked) >= 50
-    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
-    expected = []
-    for prompt in asked:
-        ids = torch.tensor([prompt])
-        output = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=MAX_NEW_TOKENS,
-            do_sample=False,
-            eos_token_id=None,
-        )
-        expected.append(output[0, len(prompt) :].tolist())
-    assert disagreements(llm, asked, expected) <= 2
+    assert disagreements(llm, asked, expected_tokens(CHECKPOINT, asked)) <= 2
 
 
 def test_a_prompt_longer_than_the_cache_is_refused_at_once() -> None:
@@ -108,6 +57,14 @@ def test_a_prompt_longer_than_the_cache_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match="the cache can hold 64 for one request"):
         llm.generate([[7] * 65])
     assert not llm.scheduler.has_unfinished_requests()
+
+
+def test_a_refused_prompt_leaves_none_of_its_call_behind() -> None:
+    llm = LLM(CHECKPOINT)
+    with pytest.raises(ValueError, match="vocabulary"):
+        llm.generate([[5, 6, 7], [640]], GREEDY)
+    assert not llm.scheduler.has_unfinished_requests()
+    assert len(llm.generate([[5, 6, 7]], GREEDY)) == 1
 
 
 def test_token_ids_outside_the_vocabulary_are_refused() -> None:

@@ -166,12 +166,12 @@ def paged_decode_attention(queries, keys, values, tables, lengths, tile_blocks=8
         num_blocks = -(-int(length) // block_size)
         for first in range(0, num_blocks, tile_blocks):
             blocks = tables[sequence, first : min(first + tile_blocks, num_blocks)]
+            left = slice(int(length) - first * block_size)
             k, v = (
-                cache[blocks].reshape(-1, num_kv_heads, head_dim)[:, kv_heads].swapaxes(0, 1)
+                cache[blocks].reshape(-1, num_kv_heads, head_dim)[left, kv_heads].swapaxes(0, 1)
                 for cache in (keys, values)
             )
-            valid = first * block_size + np.arange(k.shape[1]) < length
-            tile = _attend_tile(query, k, v, valid[None, None])
+            tile = _attend_tile(query, k, v)
             state = tile.merge(state) if state else tile
         output[sequence] = (state.output / state.total)[:, 0]
     return output

@@ -41,7 +41,7 @@ def run(scheduler: Scheduler, limit: int = 2000) -> list[SchedulerOutput]:
         for victim in output.preempted:
             assert victim.num_computed_tokens == 0
             assert scheduler.kv_cache_manager.block_table(victim.request_id) == []
-        sampled = {e.request.request_id: len(steps) for e in output.scheduled if e.samples}
+        sampled = {e.request.request_id: [len(steps)] for e in output.scheduled if e.samples}
         scheduler.update_from_output(output, sampled)
     return steps
 
@@ -71,7 +71,7 @@ def test_the_two_counters_of_a_request() -> None:
     trace = []
     while scheduler.has_unfinished_requests():
         output = scheduler.schedule()
-        scheduler.update_from_output(output, {"A": 0})
+        scheduler.update_from_output(output, {"A": [0]})
         trace.append((item.num_computed_tokens, item.num_tokens))
     assert trace == [(5, 6), (6, 7), (7, 8), (8, 9)]
     assert item.status is RequestStatus.FINISHED_LENGTH
@@ -85,7 +85,7 @@ def test_a_threshold_caps_the_spike_that_a_long_prompt_causes(
         KVCacheManager(64, 16), max_num_batched_tokens=512, long_prefill_token_threshold=threshold
     )
     scheduler.add_request(make_request("victim", 4, 16))
-    scheduler.update_from_output(scheduler.schedule(), {"victim": 0})
+    scheduler.update_from_output(scheduler.schedule(), {"victim": [0]})
     scheduler.add_request(make_request("long", 256, 2))
     totals = [step.total_num_scheduled_tokens for step in run(scheduler)]
     assert totals == first_steps + [1] * (15 - len(first_steps))
@@ -168,7 +168,7 @@ def test_abort_frees_a_running_and_a_waiting_request() -> None:
     running, waiting = make_request("A", 9, 4), make_request("B", 9, 4)
     scheduler.add_request(running)
     scheduler.add_request(waiting)
-    scheduler.update_from_output(scheduler.schedule(), {"A": 1})
+    scheduler.update_from_output(scheduler.schedule(), {"A": [1]})
     scheduler.abort(waiting)
     scheduler.abort(running)
     scheduler.abort(running)

@@ -10,23 +10,41 @@ from inferlab.engine.attention import paged_decode_attention, paged_prefill_atte
 from inferlab.engine.block_pool import Block, BlockPool, FreeBlockQueue, hash_block_tokens
 from inferlab.engine.checkpoint import ModelConfig
 from inferlab.engine.kv_cache import KVCache, KVCacheManager, PrefixHit, slot_mapping
+from inferlab.engine.kv_tiers import KVTiers, TieredKVStore, chunk_hashes
 from inferlab.engine.llm import LLM, Completion
 from inferlab.engine.model import LlamaModel, SequenceChunk, make_batch
+from inferlab.engine.radix_cache import RadixCache
+from inferlab.engine.radix_kv_cache import RadixKVCacheManager
 from inferlab.engine.request import Request, RequestStatus, SamplingParams
 from inferlab.engine.sampler import Sampler
 from inferlab.engine.scheduler import ScheduledRequest, Scheduler, SchedulerOutput
+from inferlab.engine.speculation import DraftModelProposer, NgramProposer, Proposer
+from inferlab.engine.transfer import (
+    KVExport,
+    export_request,
+    import_request,
+    move_request,
+    release_request,
+)
 
 __all__ = [
     "LLM",
     "Block",
     "BlockPool",
     "Completion",
+    "DraftModelProposer",
     "FreeBlockQueue",
     "KVCache",
     "KVCacheManager",
+    "KVExport",
+    "KVTiers",
     "LlamaModel",
     "ModelConfig",
+    "NgramProposer",
     "PrefixHit",
+    "Proposer",
+    "RadixCache",
+    "RadixKVCacheManager",
     "Request",
     "RequestStatus",
     "Sampler",
@@ -35,9 +53,15 @@ __all__ = [
     "Scheduler",
     "SchedulerOutput",
     "SequenceChunk",
+    "TieredKVStore",
+    "chunk_hashes",
+    "export_request",
     "hash_block_tokens",
+    "import_request",
     "make_batch",
+    "move_request",
     "paged_decode_attention",
     "paged_prefill_attention",
+    "release_request",
     "slot_mapping",
 ]

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from inferlab.engine.fp8 import Pages
+
 
 class SoftmaxState(NamedTuple):
     """Running softmax over the keys seen so far, per query and head.
@@ -36,16 +38,17 @@ class SoftmaxState(NamedTuple):
 
 def paged_decode_attention(
     queries: np.ndarray,
-    key_cache: np.ndarray,
-    value_cache: np.ndarray,
+    key_cache: Pages,
+    value_cache: Pages,
     block_tables: np.ndarray,
     sequence_lengths: np.ndarray,
-    tile_blocks: int = 8,
+    tile_blocks: int = 64,
 ) -> np.ndarray:
     """Attention of one new token per sequence over that sequence's blocks.
 
-    K and V are read tile by tile, `tile_blocks` blocks at a time, through the block table; scores
-    are never held for more than one tile. Slots past a sequence's length may hold anything.
+    K and V are read tile by tile, `tile_blocks` blocks of one sequence at a time, through its block
+    table; nothing larger is ever copied out of the cache, and short sequences are not padded to
+    the longest. Slots past a sequence's length may hold anything.
 
     Args:
         queries: `[num_sequences, num_heads, head_dim]`.
@@ -59,51 +62,64 @@ def paged_decode_attention(
     Source: Kwon et al., "Efficient memory management for large language model serving with
     PagedAttention", SOSP 2023, section 4.1.
     """
-    num_sequences, num_heads, head_dim = queries.shape
+    num_sequences, _, head_dim = queries.shape
     block_size, num_kv_heads = key_cache.shape[1:3]
-    grouped = queries.reshape(num_sequences, num_kv_heads, -1, head_dim) / np.sqrt(head_dim)
-    state = None
-    for first in range(0, -(-int(sequence_lengths.max()) // block_size), tile_blocks):
-        table = block_tables[:, first : first + tile_blocks]
-        keys, values = (
-            cache[table].reshape(num_sequences, -1, num_kv_heads, head_dim).swapaxes(1, 2)
-            for cache in (key_cache, value_cache)
-        )
-        positions: np.ndarray = first * block_size + np.arange(keys.shape[2])
-        valid = np.less(positions, sequence_lengths[:, None, None, None])
-        tile = _attend_tile(grouped, keys, values, valid)
-        state = tile if state is None else state.merge(tile)
-    assert state is not None
-    output: np.ndarray = state.output / state.total
-    return output.reshape(num_sequences, num_heads, head_dim)
+    scale: float = head_dim**-0.5
+    grouped = queries.reshape(num_sequences, num_kv_heads, -1, head_dim) * scale
+    output = np.empty_like(grouped)
+    for row, length in enumerate(sequence_lengths.tolist()):
+        num_blocks = -(-length // block_size)
+        state = None
+        for first in range(0, num_blocks, tile_blocks):
+            table = block_tables[row, first : min(first + tile_blocks, num_blocks)]
+            num_tokens = length - first * block_size
+            keys, values = (_gather(cache, table, num_tokens) for cache in (key_cache, value_cache))
+            tile = _attend_tile(grouped[row], keys, values)
+            state = tile if state is None else state.merge(tile)
+        assert state is not None
+        output[row] = state.output / state.total
+    return output.reshape(queries.shape)
+
+
+def _gather(cache: Pages, table: np.ndarray, num_tokens: int) -> np.ndarray:
+    """The first `num_tokens` tokens of the blocks in `table`: `[num_kv_heads, tokens, head_dim]`.
+
+    What lies behind the last token is cut off here, so no score is ever computed from it.
+    """
+    _, _, num_kv_heads, head_dim = cache.shape
+    tokens: np.ndarray = cache[table].reshape(-1, num_kv_heads, head_dim)[:num_tokens]
+    return tokens.swapaxes(0, 1)
 
 
 def _attend_tile(
-    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, valid: np.ndarray
+    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, visible: np.ndarray | None = None
 ) -> SoftmaxState:
     """Softmax state of `queries` `[..., q, d]` over one tile of K and V `[..., k, d]`.
 
-    `valid` `[..., q or 1, k]` says which keys a query may see. A finite score for the others, and
-    zeros for their values, keep a tile with no valid key from producing NaN.
+    `visible` `[q, k]` says which keys a query may see, at least one each; without it, all. It hides
+    what lies in the future, not what is no token: a value of NaN stays NaN under a weight of 0.
     """
-    scores = np.where(valid, queries @ keys.swapaxes(-1, -2), -1e30)
+    scores: np.ndarray = queries @ keys.swapaxes(-1, -2)
+    if visible is not None:
+        scores = np.where(visible, scores, -np.inf)
     maximum = scores.max(axis=-1, keepdims=True)
-    weights = np.where(valid, np.exp(scores - maximum), 0)
-    seen = np.any(valid, axis=-2, keepdims=True).swapaxes(-1, -2)
-    values = np.where(seen, values, 0)
+    weights = np.exp(scores - maximum)
     return SoftmaxState(maximum, weights.sum(axis=-1, keepdims=True), weights @ values)
 
 
 def paged_prefill_attention(
     queries: np.ndarray,
-    key_cache: np.ndarray,
-    value_cache: np.ndarray,
+    key_cache: Pages,
+    value_cache: Pages,
     block_table: Sequence[int],
     context_length: int,
+    tile_queries: int = 128,
 ) -> np.ndarray:
     """Causal attention of a chunk of one sequence whose first token is at `context_length`.
 
-    The chunk's own K and V are in the cache already. The query at position p sees keys 0 to p.
+    The chunk's own K and V are in the cache already. The query at position p sees keys 0 to p, so a
+    tile of queries reads no key behind its last one: half the work of a long prompt, and scores
+    for `tile_queries` queries at a time.
 
     Args:
         queries: `[num_new_tokens, num_heads, head_dim]`.
@@ -112,17 +128,22 @@ def paged_prefill_attention(
     Returns:
         `[num_new_tokens, num_heads, head_dim]`.
     """
-    num_new, num_heads, head_dim = queries.shape
-    num_kv_heads = key_cache.shape[2]
+    num_new, _, head_dim = queries.shape
+    block_size, num_kv_heads = key_cache.shape[1:3]
     length = context_length + num_new
-    num_blocks = -(-length // key_cache.shape[1])
-    table = np.asarray(block_table[:num_blocks])
+    table = np.asarray(block_table[: -(-length // block_size)])
     keys, values = (
-        cache[table].reshape(-1, num_kv_heads, head_dim)[:length].swapaxes(0, 1)[:, None]
-        for cache in (key_cache, value_cache)
+        _gather(cache, table, length)[:, None] for cache in (key_cache, value_cache)
     )  # [num_kv_heads, 1, length, head_dim]
     grouped = queries.reshape(num_new, num_kv_heads, -1, head_dim).transpose(1, 2, 0, 3)
-    causal: np.ndarray = np.arange(length) <= context_length + np.arange(num_new)[:, None]
-    state = _attend_tile(grouped / np.sqrt(head_dim), keys, values, causal)
-    output: np.ndarray = state.output / state.total
-    return output.transpose(2, 0, 1, 3).reshape(num_new, num_heads, head_dim)
+    scale: float = head_dim**-0.5
+    grouped = grouped * scale  # [num_kv_heads, heads_per_group, num_new, head_dim]
+    output = np.empty_like(grouped)
+    for first in range(0, num_new, tile_queries):
+        tile = slice(first, min(first + tile_queries, num_new))
+        seen = context_length + tile.stop
+        positions = context_length + np.arange(tile.start, tile.stop)
+        causal = np.arange(seen) <= positions[:, None]
+        state = _attend_tile(grouped[:, :, tile], keys[:, :, :seen], values[:, :, :seen], causal)
+        output[:, :, tile] = state.output / state.total
+    return output.transpose(2, 0, 1, 3).reshape(queries.shape)

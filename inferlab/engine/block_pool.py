@@ -207,6 +207,11 @@ class BlockPool:
         block.block_hash = block_hash
         self._cached.setdefault(block_hash, {})[block.block_id] = block
 
+    def uncache_blocks(self, blocks: Iterable[Block]) -> None:
+        """Make blocks unfindable that will not be filled with what they were indexed for."""
+        for block in blocks:
+            self._evict(block)
+
     def get_cached_block(self, block_hash: bytes) -> Block | None:
         """The oldest block indexed under `block_hash`, free or held, or None."""
         holders = self._cached.get(block_hash)

@@ -10,6 +10,7 @@ import numpy as np
 from inferlab.engine.attention import paged_decode_attention, paged_prefill_attention
 from inferlab.engine.checkpoint import ModelConfig, load_weights
 from inferlab.engine.kv_cache import KVCache, slot_mapping
+from inferlab.engine.moe import MixtureOfExperts
 
 
 class SequenceChunk(NamedTuple):
@@ -35,26 +36,25 @@ class Batch(NamedTuple):
 def make_batch(chunks: Sequence[SequenceChunk], block_size: int) -> Batch:
     """Lay the chunks of a step out in one flat batch."""
     order = sorted(range(len(chunks)), key=lambda i: len(chunks[i].token_ids) > 1)
-    decodes = [chunks[i] for i in order if len(chunks[i].token_ids) == 1]
-    tables = np.zeros((len(decodes), max((len(c.block_table) for c in decodes), default=0)), int)
-    for row, chunk in enumerate(decodes):
-        tables[row, : len(chunk.block_table)] = chunk.block_table
-    prefills, last_rows, end = [], np.zeros(len(chunks), int), 0
-    for i in order:
-        if len(chunks[i].token_ids) > 1:
-            prefills.append((end, chunks[i]))
-        end += len(chunks[i].token_ids)
-        last_rows[i] = end - 1
     ordered = [chunks[i] for i in order]
+    lengths = np.array([len(chunk.token_ids) for chunk in ordered])
+    ends = np.cumsum(lengths)
+    num_decodes = int((lengths == 1).sum())
+    tables = np.zeros((len(ordered), max(len(chunk.block_table) for chunk in ordered)), int)
+    for row, chunk in enumerate(ordered):
+        tables[row, : len(chunk.block_table)] = chunk.block_table
+    # A token's position is its chunk's start plus its distance from the chunk's first row.
+    starts = np.array([chunk.start for chunk in ordered])
+    positions = np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1])
+    last_rows = np.empty(len(chunks), int)
+    last_rows[order] = ends - 1
     return Batch(
-        token_ids=np.concatenate([np.asarray(c.token_ids) for c in ordered]),
-        positions=np.concatenate([c.start + np.arange(len(c.token_ids)) for c in ordered]),
-        slots=np.concatenate(
-            [slot_mapping(c.block_table, block_size, c.start, len(c.token_ids)) for c in ordered]
-        ),
-        num_decodes=len(decodes),
-        decode_tables=tables,
-        prefills=prefills,
+        token_ids=np.concatenate([chunk.token_ids for chunk in ordered]),
+        positions=positions,
+        slots=slot_mapping(np.repeat(tables, lengths, axis=0), positions, block_size),
+        num_decodes=num_decodes,
+        decode_tables=tables[:num_decodes],
+        prefills=list(zip((ends - lengths).tolist(), ordered))[num_decodes:],
         last_rows=last_rows,
     )
 
@@ -109,8 +109,8 @@ class LlamaModel:
         self.final_norm = weights["model.norm.weight"]
         head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
         self.head: Linear = DenseLinear(np.ascontiguousarray(weights[head].T))
-        self.layers = [_decoder_layer(weights, i) for i in range(config.num_layers)]
-        self._cosines, self._sines = rotary_tables(config)
+        self.layers = [_decoder_layer(config, weights, i) for i in range(config.num_layers)]
+        self._rotations = rotary_table(config)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "LlamaModel":
@@ -118,11 +118,16 @@ class LlamaModel:
         folder = Path(folder)
         return cls(ModelConfig.from_json(folder / "config.json"), load_weights(folder))
 
-    def new_kv_cache(self, num_blocks: int, block_size: int) -> KVCache:
+    def new_kv_cache(
+        self,
+        num_blocks: int,
+        block_size: int,
+        dtype: str = "float32",
+        scales: np.ndarray | None = None,
+    ) -> KVCache:
         config = self.config
-        return KVCache(
-            config.num_layers, num_blocks, block_size, config.num_kv_heads, config.head_dim
-        )
+        heads = config.num_kv_heads, config.head_dim
+        return KVCache(config.num_layers, num_blocks, block_size, *heads, dtype, scales)
 
     def forward(self, batch: Batch, cache: KVCache) -> np.ndarray:
         """Compute a step and return the hidden states `[num_tokens, hidden]` before the head.
@@ -131,9 +136,11 @@ class LlamaModel:
         of one step may share blocks.
         """
         hidden: np.ndarray = self.embedding[batch.token_ids]
+        rotations = self._rotations[batch.positions]
         for layer, weights in enumerate(self.layers):
             normed = rms_norm(hidden, weights.input_norm, self.config.rms_norm_eps)
-            hidden = hidden + weights.output(self._attention(layer, normed, batch, cache))
+            qkv = weights.qkv(normed).reshape(len(normed), -1, self.config.head_dim)
+            hidden = hidden + weights.output(self._attention(layer, qkv, rotations, batch, cache))
             normed = rms_norm(hidden, weights.post_attention_norm, self.config.rms_norm_eps)
             hidden = hidden + weights.mlp(normed)
         return hidden
@@ -144,16 +151,15 @@ class LlamaModel:
         return self.head(normed)
 
     def _attention(
-        self, layer: int, normed: np.ndarray, batch: Batch, cache: KVCache
+        self, layer: int, qkv: np.ndarray, rotations: np.ndarray, batch: Batch, cache: KVCache
     ) -> np.ndarray:
-        config = self.config
-        qkv = self.layers[layer].qkv(normed).reshape(len(normed), -1, config.head_dim)
-        num_rotated = config.num_heads + config.num_kv_heads
-        rotated = self._rotate(qkv[:, :num_rotated], batch.positions)
-        queries, keys = rotated[:, : config.num_heads], rotated[:, config.num_heads :]
-        cache.write(layer, batch.slots, keys, qkv[:, num_rotated:])
+        """Attend with `qkv` `[num_tokens, heads of Q, K and V, head_dim]` and store its K and V."""
+        num_heads, num_kv_heads = self.config.num_heads, self.config.num_kv_heads
+        rotated = rotate(qkv[:, : num_heads + num_kv_heads], rotations)
+        queries, keys = rotated[:, :num_heads], rotated[:, num_heads:]
+        cache.write(layer, batch.slots, keys, qkv[:, num_heads + num_kv_heads :])
+        pages = cache.pages(layer)
         output = np.empty_like(queries)
-        pages = cache.keys[layer], cache.values[layer]
         if n := batch.num_decodes:
             lengths = batch.positions[:n] + 1
             output[:n] = paged_decode_attention(queries[:n], *pages, batch.decode_tables, lengths)
@@ -162,15 +168,7 @@ class LlamaModel:
             output[rows] = paged_prefill_attention(
                 queries[rows], *pages, chunk.block_table, chunk.start
             )
-        return output.reshape(len(normed), -1)
-
-    def _rotate(self, heads: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Rotary position embedding of `heads` `[num_tokens, heads, head_dim]`, halves paired."""
-        cosines, sines = self._cosines[positions][:, None], self._sines[positions][:, None]
-        first, second = np.split(heads, 2, axis=-1)
-        return np.concatenate(
-            [first * cosines - second * sines, second * cosines + first * sines], axis=-1
-        )
+        return output.reshape(len(output), -1)
 
 
 def fused_linear(weights: Mapping[str, np.ndarray], *names: str) -> DenseLinear:
@@ -179,7 +177,24 @@ def fused_linear(weights: Mapping[str, np.ndarray], *names: str) -> DenseLinear:
     return DenseLinear(np.ascontiguousarray(stacked.T))
 
 
-def _decoder_layer(weights: Mapping[str, np.ndarray], layer: int) -> DecoderLayer:
+def _gated_mlp(weights: Mapping[str, np.ndarray], gate: str, up: str, down: str) -> GatedMLP:
+    return GatedMLP(fused_linear(weights, gate, up), fused_linear(weights, down))
+
+
+def _mixture_of_experts(
+    config: ModelConfig, weights: Mapping[str, np.ndarray], prefix: str
+) -> MixtureOfExperts:
+    experts = [f"{prefix}.experts.{expert}" for expert in range(config.num_experts)]
+    return MixtureOfExperts(
+        fused_linear(weights, f"{prefix}.gate"),
+        [_gated_mlp(weights, f"{name}.w1", f"{name}.w3", f"{name}.w2") for name in experts],
+        config.num_experts_per_token,
+    )
+
+
+def _decoder_layer(
+    config: ModelConfig, weights: Mapping[str, np.ndarray], layer: int
+) -> DecoderLayer:
     prefix = f"model.layers.{layer}"
     attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
     return DecoderLayer(
@@ -187,29 +202,44 @@ def _decoder_layer(weights: Mapping[str, np.ndarray], layer: int) -> DecoderLaye
         qkv=fused_linear(weights, *(f"{attention}.{name}_proj" for name in "qkv")),
         output=fused_linear(weights, f"{attention}.o_proj"),
         post_attention_norm=weights[f"{prefix}.post_attention_layernorm.weight"],
-        mlp=GatedMLP(
-            fused_linear(weights, f"{mlp}.gate_proj", f"{mlp}.up_proj"),
-            fused_linear(weights, f"{mlp}.down_proj"),
-        ),
+        mlp=_mixture_of_experts(config, weights, f"{prefix}.block_sparse_moe")
+        if config.num_experts
+        else _gated_mlp(weights, f"{mlp}.gate_proj", f"{mlp}.up_proj", f"{mlp}.down_proj"),
     )
 
 
-def rotary_tables(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines `[max_position_embeddings, head_dim / 2]` of the rotation angles."""
+def rotary_table(config: ModelConfig) -> np.ndarray:
+    """Cosine and sine of each rotation angle, `[max_position_embeddings, 2, 1, head_dim / 2]`."""
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
     frequencies = (1.0 / config.rope_theta**exponents).astype(np.float32)
     angles = np.arange(config.max_position_embeddings, dtype=np.float32)[:, None] * frequencies
-    return np.cos(angles), np.sin(angles)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)[:, :, None]
+
+
+def rotate(heads: np.ndarray, rotations: np.ndarray) -> np.ndarray:
+    """Rotary position embedding of `heads` `[num_tokens, num_heads, head_dim]`, halves paired.
+
+    `rotations` `[num_tokens, 2, 1, head_dim / 2]` holds the rows of `rotary_table` for the tokens.
+    """
+    half = heads.shape[-1] // 2
+    first, second = heads[..., :half], heads[..., half:]
+    cosines, sines = rotations[:, 0], rotations[:, 1]
+    rotated = np.empty_like(heads)
+    rotated[..., :half] = first * cosines - second * sines
+    rotated[..., half:] = second * cosines + first * sines
+    return rotated
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     """Root-mean-square normalisation of the rows of `x`, scaled by `weight`."""
-    normed: np.ndarray = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
+    mean_square = (x * x).sum(axis=-1, keepdims=True) / x.shape[-1]
+    normed: np.ndarray = x / np.sqrt(mean_square + eps) * weight
     return normed
 
 
 def swiglu(gate_up: np.ndarray) -> np.ndarray:
     """SiLU of the first half times the second half: `[rows, 2 * n]` to `[rows, n]`."""
-    gate, up = np.split(gate_up, 2, axis=-1)
+    half = gate_up.shape[-1] // 2
+    gate, up = gate_up[:, :half], gate_up[:, half:]
     activated: np.ndarray = gate / (1 + np.exp(-gate)) * up
     return activated

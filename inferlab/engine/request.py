@@ -1,7 +1,13 @@
 """A request and the two counters that drive the whole engine."""
 
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+
+from inferlab.engine.detokenizer import Detokenizer
 
 
 class RequestStatus(IntEnum):
@@ -44,20 +50,41 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
+    stop: tuple[str, ...] = ()
+    """Text that ends the request; the output is cut before it."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
+    """How many of the most likely tokens to report at each position, beside the chosen one."""
 
     def __post_init__(self) -> None:
+        # Each condition is false for NaN, which a refusal of the opposite would let through.
+        heat = "0 (greedy), or at least 1e-05 and finite"  # below, the scaled logits overflow
         for name, valid, expected in (
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature >= 0, "at least 0"),
+            ("temperature", self.temperature == 0 or 1e-5 <= self.temperature < math.inf, heat),
             ("top_k", self.top_k >= 0, "at least 0 (0 keeps every token)"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "between 0.01 and 100"),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "between -2 and 2"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "between -2 and 2"),
+            ("seed", self.seed is None or self.seed >= 0, "at least 0, or None"),
+            ("stop", not isinstance(self.stop, str) and all(self.stop), "non-empty strings"),
+            ("logprobs", self.logprobs is None or self.logprobs >= 0, "at least 0, or None"),
         ):
             if not valid:
-                raise ValueError(f"{name} is {getattr(self, name)}; it has to be {expected}.")
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it has to be {expected}.")
+
+
+class TokenLogprobs(NamedTuple):
+    """Log-probabilities at one position of the output.
+
+    They are the model's own, before penalties, temperature and filters, as by vLLM's default.
+    """
+
+    logprob: float  # of the token that was chosen
+    top: list[tuple[int, float]]  # the most likely token ids, best first
 
 
 @dataclass(eq=False)
@@ -82,12 +109,20 @@ class Request:
 
     status: RequestStatus = RequestStatus.WAITING
     output_token_ids: list[int] = field(default_factory=list)
+    detokenizer: Detokenizer | None = None
+    """Makes text of the output, and looks for stop strings in it; None where there is no text."""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of each output token; empty unless the sampling parameters ask for them."""
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache at the last admission."""
     num_preemptions: int = 0
     block_hashes: list[bytes] = field(default_factory=list)
     """Chained hash of each full block of the sequence; extended by the KV cache manager."""
+    draft_token_ids: list[int] = field(default_factory=list)
+    """Tokens a proposer expects next: scheduled and computed, but no part of the sequence yet."""
+    draft_probabilities: list[np.ndarray] = field(default_factory=list)
+    """`[vocab_size]` for each draft: what it was drawn from; empty if drafts were not drawn."""
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:
@@ -112,6 +147,11 @@ class Request:
         """Tokens that may need K and V: the last sampled token is never fed back."""
         return self.num_prompt_tokens + self.sampling_params.max_tokens - 1
 
+    @property
+    def max_draft_tokens(self) -> int:
+        """Drafts that can be of use: one more token is sampled behind the last of them."""
+        return self.max_num_tokens - self.num_tokens
+
     def token_ids(self, start: int, stop: int) -> list[int]:
         """Tokens `start` to `stop` of prompt and output together."""
         num_prompt = len(self.prompt_token_ids)
@@ -123,13 +163,18 @@ class Request:
     def append_output_token(self, token_id: int) -> None:
         """Add a sampled token and finish if it stops the request.
 
-        A stop token on the last allowed position reports `stop`, not `length`: the model did say
-        that it was done (vllm/v1/core/sched/utils.py:check_stop has the same order).
+        A stop on the last allowed position reports `stop`, not `length`: the model did say that it
+        was done (vllm/v1/core/sched/utils.py:check_stop has the same order). The text never holds
+        the token that stopped the request.
         """
         self.output_token_ids.append(token_id)
         params = self.sampling_params
-        stopped = token_id == self.eos_token_id and not params.ignore_eos
-        if stopped or token_id in params.stop_token_ids:
+        stopped = token_id in params.stop_token_ids or (
+            token_id == self.eos_token_id and not params.ignore_eos
+        )
+        if not stopped and self.detokenizer is not None:
+            stopped = self.detokenizer.add(token_id)
+        if stopped:
             self.status = RequestStatus.FINISHED_STOPPED
         elif self.num_output_tokens >= params.max_tokens:
             self.status = RequestStatus.FINISHED_LENGTH

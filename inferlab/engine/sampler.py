@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from inferlab.engine.request import Request, SamplingParams
+from inferlab.engine.request import Request, SamplingParams, TokenLogprobs
 
 
 def sample_token(logits: np.ndarray, params: SamplingParams, generator: np.random.Generator) -> int:
@@ -16,6 +16,11 @@ def sample_token(logits: np.ndarray, params: SamplingParams, generator: np.rando
     if params.temperature == 0:
         return int(np.argmax(logits))
     probabilities = token_probabilities(logits, params)
+    return draw(probabilities, generator)
+
+
+def draw(probabilities: np.ndarray, generator: np.random.Generator) -> int:
+    """One token from `probabilities` `[vocab_size]`, for exactly one uniform number."""
     threshold = generator.random()
     return int(
         min(
@@ -63,6 +68,28 @@ def apply_penalties(
     return penalised
 
 
+def penalise(logits: np.ndarray, request: Request, pending: Sequence[int] = ()) -> np.ndarray:
+    """`apply_penalties` for a request, with the tokens `pending` behind its output."""
+    output = [*request.output_token_ids, *pending]
+    return apply_penalties(logits, request.prompt_token_ids, output, request.sampling_params)
+
+
+def record_logprobs(request: Request, logits: np.ndarray, token_ids: Sequence[int]) -> None:
+    """Keep the log-probabilities of new tokens, if the request asks for them.
+
+    Row i of `logits` `[num_tokens, vocab_size]` is what token i was chosen from, before penalties.
+    Source: vllm/v1/sample/sampler.py:Sampler, with `raw_logprobs`.
+    """
+    if request.sampling_params.logprobs is None:
+        return
+    for row, token_id in zip(logits.astype(np.float64), token_ids):
+        shifted = row - row.max()
+        logprobs = shifted - np.log(np.exp(shifted).sum())
+        best = np.argsort(-row, kind="stable")[: request.sampling_params.logprobs]
+        top = [(int(i), float(logprobs[i])) for i in best]
+        request.logprobs.append(TokenLogprobs(float(logprobs[token_id]), top))
+
+
 def softmax(scores: np.ndarray) -> np.ndarray:
     """Softmax of a vector; subtracting the maximum keeps `exp` from overflowing."""
     weights = np.exp(scores - scores.max())
@@ -85,18 +112,18 @@ class Sampler:
         """One token for each request from the matching row of `logits` `[num_requests, vocab]`."""
         tokens = []
         for row, request in zip(logits, requests):
-            params = request.sampling_params
-            penalised = apply_penalties(
-                row, request.prompt_token_ids, request.output_token_ids, params
-            )
-            tokens.append(sample_token(penalised, params, self._generator(request)))
+            penalised = penalise(row, request)
+            generator = self.generator(request)
+            tokens.append(sample_token(penalised, request.sampling_params, generator))
+            record_logprobs(request, row[None], tokens[-1:])
         return tokens
 
     def forget(self, request_id: str) -> None:
         """Drop the generator of a finished request."""
         self._generators.pop(request_id, None)
 
-    def _generator(self, request: Request) -> np.random.Generator:
+    def generator(self, request: Request) -> np.random.Generator:
+        """The request's own source of random numbers, made at first use."""
         if request.request_id not in self._generators:
             seed = request.sampling_params.seed
             source = self._seeds.spawn(1)[0] if seed is None else seed

@@ -62,8 +62,10 @@ def versions() -> dict[str, str]:
 
 def process_environment(extra: dict[str, str]) -> dict[str, str]:
     """Environment variables of an engine's process: this process's, offline, plus `extra`."""
+    # Our kernels choose Triton's interpreter for this process; an engine has to choose for itself.
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return {
-        **os.environ,
+        **inherited,
         # g++ and ninja of the environment are found only if its bin folder is on the path.
         "PATH": f"{interpreter().parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "VLLM_NO_USAGE_STATS": "1",
