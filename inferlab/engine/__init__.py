@@ -1,9 +1,10 @@
 """The course's serving engine: NumPy, small enough to hold in the head, exact enough to grade with.
 
 Contract: importing this package needs NumPy and nothing of the course outside it (loading a
-checkpoint needs safetensors and tokenizers). Same prompt and same seed give the same tokens,
-whatever the batch, the chunking, the cache or preemption. Each module states its invariants; the
-property tests enforce them.
+checkpoint needs safetensors and tokenizers; `parallel`, `step_graph` and `server` are imported by
+name). Same prompt and same seed give the same tokens, whatever the batch, the chunking, the cache
+or preemption; with speculation the sampled ones keep their distribution instead. Each module
+states its invariants; the property tests enforce them. README.md follows one request through.
 """
 
 from inferlab.engine.attention import paged_decode_attention, paged_prefill_attention

@@ -138,7 +138,9 @@ class DraftModelProposer(Proposer):
     Its KV cache has the target's block ids and tables: allocation, preemption and prefix hits are
     decided once, for both. Invariant: between steps, where the target computed K and V that a
     request has or the prefix cache can find, this cache has the drafter's of the same token. So
-    prompts and last tokens are computed too. Source: vllm/v1/spec_decode/draft_model.py.
+    prompts and last tokens are computed too. K and V that came from another engine or a tier are
+    the exception: the drafter has none of its own for them, and is less often right.
+    Source: vllm/v1/spec_decode/draft_model.py.
     """
 
     def __init__(self, model: LlamaModel, num_speculative_tokens: int) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 
 from tests.bench.measurement import Measurement
 
@@ -34,14 +35,10 @@ def output_of(code: str) -> str:
     return run.stdout
 
 
-def measure(repeats: int) -> list[Measurement]:
+def measure(repeats: int) -> Iterator[Measurement]:
     """Import in a fresh interpreter each time, then memory in MB after each stage."""
     imports = [float(output_of(IMPORT_TIMER)) for _ in range(repeats)]
-    stages = [json.loads(output_of(MEMORY)) for _ in range(repeats)]
-    return [
-        Measurement("import inferlab.engine", "ms", imports),
-        *(
-            Measurement(f"resident, {stage}", "MB", [run[i] for run in stages])
-            for i, stage in enumerate(STAGES)
-        ),
-    ]
+    yield Measurement("import inferlab.engine", "ms", imports)
+    runs = [json.loads(output_of(MEMORY)) for _ in range(repeats)]
+    for i, stage in enumerate(STAGES):
+        yield Measurement(f"resident, {stage}", "MB", [run[i] for run in runs])

@@ -1,5 +1,6 @@
 """A scheduler's step, `schedule` and `update_from_output` together, beside vLLM's own."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
@@ -36,10 +37,9 @@ def vllms(repeats: int) -> list[float]:
     return [1e6 * median(seconds[STEADY]) for seconds in runs]
 
 
-def measure(repeats: int) -> list[Measurement]:
+def measure(repeats: int) -> Iterator[Measurement]:
     """vLLM at 256 running requests; ours there, at fewer, with a queue, and with a larger pool."""
-    found = [Measurement("vLLM, 256 running", "µs", vllms(repeats))]
+    yield Measurement("vLLM, 256 running", "µs", vllms(repeats))
     for name, trace in SIZES.items():
         samples = [ours(trace) for _ in range(repeats)]
-        found.append(Measurement(f"inferlab, {name}", "µs", samples))
-    return found
+        yield Measurement(f"inferlab, {name}", "µs", samples)

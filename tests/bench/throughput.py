@@ -7,6 +7,7 @@ outputs of 133 on average with a long tail, and committed: the mean hides what s
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,8 @@ class Side:
         self.process.wait()
 
 
-def measure(repeats: int) -> list[Measurement]:
+def measure(repeats: int) -> Iterator[Measurement]:
     """Each engine at each concurrency, in turns; the first turn of each is not counted."""
-    found = []
     for concurrency, num_requests in NUM_REQUESTS.items():
         requests = REQUESTS[:num_requests]
         tokens = sum(output for _, output in requests)
@@ -80,8 +80,5 @@ def measure(repeats: int) -> list[Measurement]:
         finally:
             for side in sides.values():
                 side.stop()
-        found += [
-            Measurement(f"{name}, {concurrency} at once", "tokens/s", values)
-            for name, values in samples.items()
-        ]
-    return found
+        for name, values in samples.items():
+            yield Measurement(f"{name}, {concurrency} at once", "tokens/s", values)
