@@ -14,7 +14,8 @@ from inferlab import models
 from inferlab.engine import SequenceChunk, make_batch
 from inferlab.engine.attention import SoftmaxState
 from inferlab.engine.checkpoint import load_weights
-from inferlab.engine.model import DenseLinear, GatedMLP, LlamaModel, fused_linear
+from inferlab.engine.layers import DenseLinear, GatedMLP, fused_linear
+from inferlab.engine.model import LlamaModel
 from inferlab.engine.parallel import generate, merge_over_ranks, tensor_parallel_model
 from inferlab.engine.pipeline import PipelineStage, pipeline_schedule
 from inferlab.engine.process_group import ProcessGroup

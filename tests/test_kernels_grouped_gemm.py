@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inferlab.engine.model import DenseLinear
+from inferlab.engine.layers import DenseLinear
 from inferlab.engine.moe import grouped_forward, permute
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton has wheels for Linux only")

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from inferlab.engine.model import DenseLinear
+from inferlab.engine.layers import DenseLinear
 from inferlab.engine.quantization import Int4Linear, unpack_int4
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton has wheels for Linux only")

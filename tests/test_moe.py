@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from inferlab import models
 from inferlab.engine import LLM, SamplingParams, SequenceChunk, make_batch
-from inferlab.engine.model import DenseLinear, GatedMLP, Linear
+from inferlab.engine.layers import DenseLinear, GatedMLP, Linear
 from inferlab.engine.moe import (
     MixtureOfExperts,
     Routing,

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from inferlab import models
 from inferlab.engine import LLM, LlamaModel, ModelConfig, SamplingParams, process_group
 from inferlab.engine.attention import SoftmaxState
-from inferlab.engine.model import fused_linear, swiglu
+from inferlab.engine.layers import fused_linear, swiglu
 from inferlab.engine.parallel import shard_config, shard_weights, tensor_parallel_model
 from inferlab.engine.pipeline import PipelineStage, pipeline_schedule
 from inferlab.engine.process_group import spawn

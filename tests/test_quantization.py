@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from inferlab import models
 from inferlab.engine import LLM, LlamaModel, SamplingParams, SequenceChunk, make_batch
 from inferlab.engine.checkpoint import ModelConfig, load_weights
-from inferlab.engine.model import DenseLinear, GatedMLP, Linear
+from inferlab.engine.layers import DenseLinear, GatedMLP, Linear
 from inferlab.engine.quantization import (
     Int4Linear,
     Int8Linear,

@@ -35,7 +35,8 @@ from inferlab.engine import (
     make_batch,
     speculation,
 )
-from inferlab.engine.model import Batch, DenseLinear
+from inferlab.engine.layers import DenseLinear
+from inferlab.engine.model import Batch
 from inferlab.engine.sampler import draw, token_probabilities
 from inferlab.engine.scheduler import ScheduledRequest
 from inferlab.engine.speculation import greedy_verify, rejection_sample, residual_distribution

@@ -7,13 +7,14 @@ blocks and their size are left behind. The bytes are laid out as in a safetensor
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from inferlab.engine.kv_cache import KVCache
+from inferlab.engine.layers import weights_of
 from inferlab.engine.model import LlamaModel
 
 MAGIC = b"inferlab KV, format 1\n"
@@ -74,21 +75,9 @@ def kv_fingerprint(model: LlamaModel, cache: KVCache) -> str:
     """
     if model not in _fingerprints:
         digest = hashlib.sha256(repr(model.config).encode())
-        for array in _arrays(model):
+        for array in weights_of(model):
             digest.update(f"{array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
         _fingerprints[model] = digest.hexdigest()
     stored = _fingerprints[model], cache.dtype, cache.scales.tolist()
     return hashlib.sha256(repr(stored).encode()).hexdigest()
-
-
-def _arrays(part: object) -> Iterator[np.ndarray]:
-    if isinstance(part, np.ndarray):
-        yield part
-    elif isinstance(part, list | tuple):
-        for item in part:
-            yield from _arrays(item)
-    elif hasattr(part, "__dict__"):
-        for name, value in vars(part).items():
-            if not name.startswith("_"):
-                yield from _arrays(value)

@@ -1,6 +1,6 @@
 """The forward pass of a Llama model in NumPy, reading and writing a paged KV cache."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +10,15 @@ import numpy as np
 from inferlab.engine.attention import paged_decode_attention, paged_prefill_attention
 from inferlab.engine.checkpoint import ModelConfig, load_weights
 from inferlab.engine.kv_cache import KVCache, slot_mapping
+from inferlab.engine.layers import (
+    DenseLinear,
+    GatedMLP,
+    Linear,
+    fused_linear,
+    rms_norm,
+    rotary_table,
+    rotate,
+)
 from inferlab.engine.moe import MixtureOfExperts
 
 
@@ -57,36 +66,6 @@ def make_batch(chunks: Sequence[SequenceChunk], block_size: int) -> Batch:
         prefills=list(zip((ends - lengths).tolist(), ordered))[num_decodes:],
         last_rows=last_rows,
     )
-
-
-Linear = Callable[[np.ndarray], np.ndarray]
-"""A linear layer: `[num_tokens, input]` to `[num_tokens, output]`.
-
-Quantised and sharded layers put themselves in a dense one's place, so the forward pass is written
-once.
-"""
-
-
-@dataclass
-class DenseLinear:
-    """The plain linear layer of a checkpoint."""
-
-    weight: np.ndarray  # [input, output]: transposed once, when the model is loaded
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        product: np.ndarray = x @ self.weight
-        return product
-
-
-@dataclass
-class GatedMLP:
-    """The feed-forward half of a layer: `down(silu(gate) * up)`, gate and up fused as in vLLM."""
-
-    gate_up: Linear  # [hidden] to [2 * intermediate]
-    down: Linear  # [intermediate] to [hidden]
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.down(swiglu(self.gate_up(x)))
 
 
 @dataclass
@@ -171,12 +150,6 @@ class LlamaModel:
         return output.reshape(len(output), -1)
 
 
-def fused_linear(weights: Mapping[str, np.ndarray], *names: str) -> DenseLinear:
-    """One linear layer from the `[output, input]` matrices `names`, their outputs side by side."""
-    stacked = np.concatenate([weights[f"{name}.weight"] for name in names])
-    return DenseLinear(np.ascontiguousarray(stacked.T))
-
-
 def _gated_mlp(weights: Mapping[str, np.ndarray], gate: str, up: str, down: str) -> GatedMLP:
     return GatedMLP(fused_linear(weights, gate, up), fused_linear(weights, down))
 
@@ -206,40 +179,3 @@ def _decoder_layer(
         if config.num_experts
         else _gated_mlp(weights, f"{mlp}.gate_proj", f"{mlp}.up_proj", f"{mlp}.down_proj"),
     )
-
-
-def rotary_table(config: ModelConfig) -> np.ndarray:
-    """Cosine and sine of each rotation angle, `[max_position_embeddings, 2, 1, head_dim / 2]`."""
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
-    frequencies = (1.0 / config.rope_theta**exponents).astype(np.float32)
-    angles = np.arange(config.max_position_embeddings, dtype=np.float32)[:, None] * frequencies
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1)[:, :, None]
-
-
-def rotate(heads: np.ndarray, rotations: np.ndarray) -> np.ndarray:
-    """Rotary position embedding of `heads` `[num_tokens, num_heads, head_dim]`, halves paired.
-
-    `rotations` `[num_tokens, 2, 1, head_dim / 2]` holds the rows of `rotary_table` for the tokens.
-    """
-    half = heads.shape[-1] // 2
-    first, second = heads[..., :half], heads[..., half:]
-    cosines, sines = rotations[:, 0], rotations[:, 1]
-    rotated = np.empty_like(heads)
-    rotated[..., :half] = first * cosines - second * sines
-    rotated[..., half:] = second * cosines + first * sines
-    return rotated
-
-
-def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """Root-mean-square normalisation of the rows of `x`, scaled by `weight`."""
-    mean_square = (x * x).sum(axis=-1, keepdims=True) / x.shape[-1]
-    normed: np.ndarray = x / np.sqrt(mean_square + eps) * weight
-    return normed
-
-
-def swiglu(gate_up: np.ndarray) -> np.ndarray:
-    """SiLU of the first half times the second half: `[rows, 2 * n]` to `[rows, n]`."""
-    half = gate_up.shape[-1] // 2
-    gate, up = gate_up[:, :half], gate_up[:, half:]
-    activated: np.ndarray = gate / (1 + np.exp(-gate)) * up
-    return activated

@@ -6,12 +6,11 @@ Week 14 builds it; `inferlab.kernels.grouped_gemm` is its kernel. Mirrors transf
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from inferlab.engine.model import Linear
+from inferlab.engine.layers import Linear
 
 
 class Routing(NamedTuple):
@@ -63,9 +62,7 @@ def permute(x: np.ndarray, experts: np.ndarray, num_experts: int) -> Permutation
     return Permutation(x[order // experts.shape[1]], order, np.append(0, counts.cumsum()))
 
 
-def grouped_forward(
-    rows: np.ndarray, offsets: np.ndarray, experts: Sequence["Linear"]
-) -> np.ndarray:
+def grouped_forward(rows: np.ndarray, offsets: np.ndarray, experts: Sequence[Linear]) -> np.ndarray:
     """Apply expert e to rows `offsets[e]` to `offsets[e + 1]`; one without rows is not called."""
     outputs = [
         expert(rows[first:end])
@@ -95,8 +92,8 @@ class MixtureOfExperts:
     Invariant: a step calls an expert once, with its tokens alone, or not at all if it has none.
     """
 
-    gate: "Linear"  # [hidden] to [num_experts]: the router
-    experts: "Sequence[Linear]"  # each [hidden] to [hidden]
+    gate: Linear  # [hidden] to [num_experts]: the router
+    experts: Sequence[Linear]  # each [hidden] to [hidden]
     top_k: int
     on_route: Callable[[Routing], None] | None = None
     """Called with each step's routing before it is computed; the chapters watch the load by it."""

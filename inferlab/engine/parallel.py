@@ -18,8 +18,9 @@ import numpy as np
 
 from inferlab.engine.attention import SoftmaxState
 from inferlab.engine.checkpoint import ModelConfig, load_weights
+from inferlab.engine.layers import Linear
 from inferlab.engine.llm import LLM, Completion
-from inferlab.engine.model import Linear, LlamaModel
+from inferlab.engine.model import LlamaModel
 from inferlab.engine.moe import MixtureOfExperts
 from inferlab.engine.process_group import ProcessGroup
 from inferlab.engine.request import SamplingParams

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from inferlab.engine.model import DenseLinear, GatedMLP, Linear, LlamaModel
+from inferlab.engine.layers import DenseLinear, GatedMLP, Linear, weights_of
+from inferlab.engine.model import LlamaModel
 from inferlab.engine.moe import MixtureOfExperts
 
 
@@ -137,12 +138,8 @@ def replace_projections(model: LlamaModel, replace: Callable[..., Linear]) -> No
 
 
 def num_bytes(part: object) -> int:
-    """Bytes of all weights of a layer or a model, scales included, tables of rotations not."""
-    if isinstance(part, np.ndarray):
-        return part.nbytes
-    named = getattr(part, "__dict__", {})
-    parts = part if isinstance(part, list) else [named[n] for n in named if not n.startswith("_")]
-    return sum(map(num_bytes, parts))
+    """Bytes of all weights of a layer or a model, scales included."""
+    return sum(array.nbytes for array in weights_of(part))
 
 
 @dataclass

@@ -15,14 +15,8 @@ import numpy as np
 import torch
 
 from inferlab.engine.kv_cache import KVCache
-from inferlab.engine.model import (
-    Batch,
-    DecoderLayer,
-    DenseLinear,
-    Linear,
-    LlamaModel,
-    rotary_table,
-)
+from inferlab.engine.layers import DenseLinear, Linear, rotary_table
+from inferlab.engine.model import Batch, DecoderLayer, LlamaModel
 from inferlab.engine.step_graph import GraphMode, LaunchLog, StepGraph, dispatch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
