@@ -17,6 +17,7 @@ from inferlab.publish.recorded import recorded_outputs
 from inferlab.publish.roles import References, load_sources
 from inferlab.publish.stage import said_in
 from inferlab.unfinished import source_key
+from tests.release_fixture import released_bundle
 from tests.site_fixture import CHAPTER, make_repository
 
 QUEUE, HASH, POOL = "week04-sample-queue", "week04-sample-hash", "week04-sample-pool"
@@ -174,6 +175,13 @@ def test_the_bundle_leaves_out_what_a_student_does_not_need(bundle):
     assert "golden/week05.json" not in packed
     assert not {"inferlab/publish", "inferlab/models/checkpoints"} & packed
     assert "original/week04-sample.ipynb" in packed
+
+
+@pytest.mark.slow
+def test_the_bundle_holds_the_kernels_of_its_chapter_and_no_others():
+    """Split-KV decode repeats the loop that week 4 asks for."""
+    kernels = {path.name for path in (released_bundle() / "inferlab" / "kernels").glob("*.py")}
+    assert kernels == {"__init__.py", "paged_decode.py"}
 
 
 @pytest.mark.slow

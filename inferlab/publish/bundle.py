@@ -30,7 +30,7 @@ def write_bundle(
     found = exercises(page)
     (folder / "original").mkdir(exist_ok=True)
     shutil.copy(folder / notebook, folder / "original" / notebook)
-    _write_package(root, [exercise for _, exercise in found.values()], folder / "inferlab")
+    _write_package(root, page, [exercise for _, exercise in found.values()], folder / "inferlab")
     for path in _data(root, page.week or ""):
         target = folder / path.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -56,8 +56,9 @@ def write_bundle(
     (folder / "recorded.json").write_text(json.dumps(recorded) + "\n", encoding="utf-8")
 
 
-def _write_package(root: Path, found: list[Exercise], folder: Path) -> None:
-    shutil.copytree(root / "inferlab", folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
+def _write_package(root: Path, page: Page, found: list[Exercise], folder: Path) -> None:
+    left_out = shutil.ignore_patterns(*LEFT_OUT, *_other_kernels(root, page))
+    shutil.copytree(root / "inferlab", folder, ignore=left_out)
     members: dict[str, list[str]] = {}
     for exercise in found:
         for module, names in exercise.homes.items():
@@ -65,6 +66,16 @@ def _write_package(root: Path, found: list[Exercise], folder: Path) -> None:
     for module, names in members.items():
         path = folder.parent.joinpath(*module.split(".")).with_suffix(".py")
         path.write_text(stubbed(Module.read(root, module), names), encoding="utf-8")
+
+
+def _other_kernels(root: Path, page: Page) -> list[str]:
+    """Files of the kernels that the chapter does not import: they may solve its exercise.
+
+    Split-KV decode, for one, repeats the loop of paged decode.
+    """
+    cells = "\n".join(cell.source for cell in page.cells)
+    kernels = sorted((root / "inferlab" / "kernels").glob("[!_]*.py"))
+    return [path.name for path in kernels if f"inferlab.kernels.{path.stem}" not in cells]
 
 
 def _data(root: Path, week: str) -> list[Path]:
