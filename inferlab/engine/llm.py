@@ -47,6 +47,7 @@ class LLM:
 
     Args:
         checkpoint: folder with `config.json`, `model.safetensors` and `tokenizer.json`.
+        model: computes in place of the checkpoint's own, for example quantised or divided.
         num_blocks: size of the KV cache; one block, the null block, holds no tokens.
         prefix_cache: "hash" finds full blocks by their hashes; "radix" keeps a tree of tokens, in
             as much memory, in blocks of one token.
@@ -62,6 +63,7 @@ class LLM:
         self,
         checkpoint: str | Path,
         *,
+        model: LlamaModel | None = None,
         num_blocks: int = 512,
         block_size: int = 16,
         max_num_seqs: int = 64,
@@ -79,7 +81,7 @@ class LLM:
         # Imported here, so that importing the engine needs NumPy only.
         from tokenizers import Tokenizer
 
-        self.model = LlamaModel.from_pretrained(checkpoint)
+        self.model = model or LlamaModel.from_pretrained(checkpoint)
         self.tokenizer = Tokenizer.from_file(str(Path(checkpoint) / "tokenizer.json"))
         if prefix_cache not in ("hash", "radix"):
             raise ValueError(f"prefix_cache is {prefix_cache!r}; it has to be 'hash' or 'radix'.")

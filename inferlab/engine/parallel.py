@@ -175,8 +175,5 @@ def generate(
     returns the same completions. `divide` may also be `PipelineStage`, or for experts
     `partial(tensor_parallel_model, expert_parallel=True)`.
     """
-    llm = LLM(checkpoint, **options)
-    llm.model = divide(group, checkpoint)
-    manager = llm.scheduler.kv_cache_manager
-    llm.kv_cache = llm.model.new_kv_cache(manager.num_blocks, manager.block_size)
+    llm = LLM(checkpoint, model=divide(group, checkpoint), **options)
     return llm.generate(prompts, params)
