@@ -227,6 +227,22 @@ def test_a_broken_tensor_is_named(
 
 
 @pytest.mark.parametrize(
+    ("contents", "sentence"),
+    [('{"architectures": [', "is not JSON .*; copy it again"), ("[]", "holds no JSON object")],
+)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_a_settings_file_that_was_cut_short_is_named(
+    name: str, contents: str, sentence: str, tmp_path: Path
+) -> None:
+    write(tmp_path, draft())
+    if name != "config.json":
+        shard(tmp_path, [draft()])
+    (tmp_path / name).write_text(contents)
+    with pytest.raises(ValueError, match=f"{name} {sentence}"):
+        load_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
     "change",
     [
         lambda tensors: tensors,

@@ -21,6 +21,8 @@ from inferlab import models
 from inferlab.engine import LLM, LlamaModel, Request, SamplingParams
 from inferlab.engine.kv_payload import MAGIC, kv_fingerprint, pack
 from inferlab.engine.kv_tiers import KVTiers, TieredKVStore, chunk_hashes
+from inferlab.engine.layers import DenseLinear
+from inferlab.engine.quantization import Int8Linear
 from inferlab.lab import upstream
 from inferlab.models import corpus
 
@@ -546,6 +548,21 @@ def test_another_model_finds_nothing(tmp_path: Path) -> None:
     other.generate([chat()], GREEDY)
     assert (tiers.num_loaded_tokens, tiers.num_saved_tokens) == (0, 40)
     assert tiers.fingerprint != kv_fingerprint(shared_model(), other.kv_cache)
+
+
+def test_a_model_changed_after_it_was_known_is_another_model() -> None:
+    """Its weights, and settings that decide what is computed from the same weights."""
+    llm = LLM(CHECKPOINT)
+    seen = [kv_fingerprint(llm.model, llm.kv_cache)]
+    layer = llm.model.layers[1]
+    dense = layer.output
+    assert isinstance(dense, DenseLinear)
+    for int8_activations in (False, True):
+        layer.output = Int8Linear.from_dense(dense, int8_activations)
+        seen.append(kv_fingerprint(llm.model, llm.kv_cache))
+    assert len(set(seen)) == 3
+    layer.output = dense
+    assert kv_fingerprint(llm.model, llm.kv_cache) == seen[0]
 
 
 def test_salted_requests_share_only_with_their_like(tmp_path: Path) -> None:

@@ -440,6 +440,9 @@ def test_layers_that_are_not_dense_are_refused_by_name(model: LlamaModel) -> Non
     broken.layers[0].mlp = Experts()
     with pytest.raises(ValueError, match="A layer holds a Experts"):
         GraphedLlama(broken, cache, GraphMode.FULL, [1])
+    codes = model.new_kv_cache(4, 16, "fp8_e4m3")
+    with pytest.raises(ValueError, match=r"cache holds fp8_e4m3; step graphs .* float32 pages"):
+        GraphedLlama(model, codes, GraphMode.FULL, [1])
 
 
 class Experts:

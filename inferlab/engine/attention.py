@@ -48,8 +48,8 @@ def paged_decode_attention(
 
     K and V are read tile by tile, `tile_blocks` blocks of one sequence at a time, through its block
     table; nothing larger is ever copied out of the cache, and short sequences are not padded to
-    the longest. Slots past a sequence's length may hold anything. The default is the fastest that
-    `make bench` finds: the copy is still in the core's own cache when the products read it.
+    the longest. Slots past a sequence's length may hold anything. The default keeps a tile in
+    the core's own cache until the products have read it (`make bench` compares sizes).
 
     Args:
         queries: `[num_sequences, num_heads, head_dim]`.

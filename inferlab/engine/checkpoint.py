@@ -72,7 +72,7 @@ class ModelConfig:
         Raises:
             ValueError: if a setting is missing, or has a value that this engine does not compute.
         """
-        raw: dict[str, Any] = json.loads(path.read_text())
+        raw = _read_json(path)
         name = (raw.get("architectures") or ["nameless model"])[0]
         known = " and ".join(ARCHITECTURES)
         _require(name in ARCHITECTURES, f"{path} is a {name}; this engine computes {known}.")
@@ -133,7 +133,7 @@ def load_weights(folder: Path) -> dict[str, np.ndarray]:
     names, index = ["model.safetensors"], folder / "model.safetensors.index.json"
     if index.exists():
         _require(not (folder / names[0]).exists(), f"{index} and {names[0]} exclude each other.")
-        names = sorted({*json.loads(index.read_text())["weight_map"].values()})
+        names = sorted({*_read_json(index).get("weight_map", {}).values()})
     weights: dict[str, np.ndarray] = {}
     for file in (folder / name for name in names):
         _require(file.exists(), f"{file} is missing; copy the whole checkpoint.")
@@ -149,6 +149,15 @@ def load_weights(folder: Path) -> dict[str, np.ndarray]:
     lost = len(shapes) - len(weights)
     _require(not lost, f"{folder} lacks {lost} of {len(shapes)} tensors, first {missing}.")
     return weights
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        contents = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); copy it again.") from error
+    _require(isinstance(contents, dict), f"{path} holds no JSON object; copy it again.")
+    return contents  # type: ignore[no-any-return]
 
 
 def _read(file: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -9,16 +9,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from inferlab.engine.kv_cache import KVCache
-from inferlab.engine.layers import weights_of
+from inferlab.engine.layers import parts_of
 from inferlab.engine.model import LlamaModel
 
 MAGIC = b"inferlab KV, format 1\n"
-_fingerprints: WeakKeyDictionary[LlamaModel, str] = WeakKeyDictionary()
 
 
 def read_blocks(cache: KVCache, table: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -67,17 +65,16 @@ def unpack(payload: bytes) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
 
 
 def kv_fingerprint(model: LlamaModel, cache: KVCache) -> str:
-    """What K and V have to agree on to be interchangeable: weights, configuration, type, scales.
+    """What K and V have to agree on to be interchangeable: the model and the cache's type.
 
-    Weights are the arrays reachable through public attributes of the model, so one that was
-    quantised after loading differs from the original. All of them are read, so once per model:
-    layers replaced after the first call go unseen.
+    The model is what its public attributes hold, read anew each time: one that was quantised after
+    loading differs from the original.
     """
-    if model not in _fingerprints:
-        digest = hashlib.sha256(repr(model.config).encode())
-        for array in weights_of(model):
-            digest.update(f"{array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
-        _fingerprints[model] = digest.hexdigest()
-    stored = _fingerprints[model], cache.dtype, cache.scales.tolist()
-    return hashlib.sha256(repr(stored).encode()).hexdigest()
+    digest = hashlib.sha256(repr((cache.dtype, cache.scales.tolist())).encode())
+    for part in parts_of(model):
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype} {part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).data)
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()

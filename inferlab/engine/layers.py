@@ -86,17 +86,17 @@ def swiglu(gate_up: np.ndarray) -> np.ndarray:
     return activated
 
 
-def weights_of(part: object) -> Iterator[np.ndarray]:
-    """The arrays of a layer or a whole model, whatever its linear layers have been replaced by.
+def parts_of(whole: object) -> Iterator[object]:
+    """The arrays and settings of a layer or a model, whatever its linear layers are replaced by.
 
     Private attributes are left out: they hold what can be computed, such as rotation tables.
     """
-    if isinstance(part, np.ndarray):
-        yield part
-    elif isinstance(part, list):
-        for item in part:
-            yield from weights_of(item)
-    else:
-        for name, value in getattr(part, "__dict__", {}).items():
+    if isinstance(whole, list):
+        for item in whole:
+            yield from parts_of(item)
+    elif hasattr(whole, "__dict__"):
+        for name, value in vars(whole).items():
             if not name.startswith("_"):
-                yield from weights_of(value)
+                yield from parts_of(value)
+    else:
+        yield whole

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from inferlab.engine.layers import DenseLinear, GatedMLP, Linear, weights_of
+from inferlab.engine.layers import DenseLinear, GatedMLP, Linear, parts_of
 from inferlab.engine.model import LlamaModel
 from inferlab.engine.moe import MixtureOfExperts
 
@@ -139,7 +139,7 @@ def replace_projections(model: LlamaModel, replace: Callable[..., Linear]) -> No
 
 def num_bytes(part: object) -> int:
     """Bytes of all weights of a layer or a model, scales included."""
-    return sum(array.nbytes for array in weights_of(part))
+    return sum(found.nbytes for found in parts_of(part) if isinstance(found, np.ndarray))
 
 
 @dataclass

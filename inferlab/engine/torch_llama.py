@@ -45,7 +45,7 @@ class GraphedLlama:
 
     Args:
         model: its head stays outside the graphs, as in vLLM.
-        cache: the pages that the graphs are captured on.
+        cache: the pages that the graphs are captured on, in float32.
         sizes: numbers of tokens to capture, for example from `capture_sizes`.
     """
 
@@ -58,6 +58,11 @@ class GraphedLlama:
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 2048,
     ) -> None:
+        if cache.dtype != "float32":
+            raise ValueError(
+                f"The KV cache holds {cache.dtype}; step graphs read and write float32 pages, so "
+                "leave this cache to `LlamaModel.forward`."
+            )
         config = self.config = model.config
         self.logits = model.logits
         self.mode, self.sizes, self.max_num_seqs = mode, sorted(sizes), max_num_seqs
