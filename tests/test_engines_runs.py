@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from inferlab.lab import runner, specification, upstream
+from inferlab.lab import deployment, runner, specification, upstream
 from inferlab.lab.engines import environment_folder, interpreter, versions
 from inferlab.lab.paths import ROOT
-from inferlab.lab.plan import plan_experiment
-from inferlab.lab.specification import experiment_identifiers, load_experiment
 from tests.test_lab_processes import is_alive, wait_for
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow]
@@ -80,14 +78,14 @@ def test_run_records_failure_goes_on_and_resumes(
     # Resume: only the failed point is tried again, and the finished ones start no engine.
     asked = []
 
-    def no_server(arguments: list[str], *_: object) -> None:
-        asked.append(arguments)
-        raise runner.EngineError("The vLLM server died at start.", "this test starts none")
+    def no_server(name: str, command: list[str], *_: object) -> None:
+        asked.append(command)
+        raise runner.EngineError(f"The {name} server died at start.", "this test starts none")
 
     def no_generator(*_: object) -> None:
         raise AssertionError("a load generator was started for a finished point")
 
-    monkeypatch.setattr(runner, "Server", no_server)
+    monkeypatch.setattr(deployment, "Server", no_server)
     monkeypatch.setattr(runner.Engines, "generator", lambda *_: None)
     again = runner.run_experiment("week99/tiny", "cpu", record=False)
     assert len(asked) == 1
@@ -150,40 +148,6 @@ runner.run_experiment("week99/tiny", "cpu", record=False)
     finally:
         starter.kill()
     wait_for(lambda: not any(is_alive(process) for process in tree))
-
-
-def test_every_command_parses_with_the_engines_own_parser() -> None:
-    commands = {"serve": [], "bench": []}  # type: ignore[var-annotated]
-    for identifier in experiment_identifiers():
-        for profile in load_experiment(identifier).profiles:
-            plan = plan_experiment(identifier, profile)
-            for point in plan.points:
-                bench = plan.bench_arguments(point, 8000, seed=0)[2:]
-                commands["bench"].append(bench)
-                if point.engine == "vllm":
-                    commands["serve"].append(plan.serve_arguments(point, 8000)[1:])
-    assert len(commands["serve"]) > 10
-    # The parser has to be able to refuse, or the test shows nothing.
-    refused = {name: [[*given[0], "--no-such-flag", "1"]] for name, given in commands.items()}
-    script = """
-def main(commands):
-    from vllm.benchmarks.serve import add_cli_args
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-    bench = FlexibleArgumentParser()
-    add_cli_args(bench)
-    parsers = {"serve": make_arg_parser(FlexibleArgumentParser()), "bench": bench}
-    refused = []
-    for name, lists in commands.items():
-        for arguments in lists:
-            try:
-                parsers[name].parse_args(arguments)
-            except SystemExit:
-                refused.append([name, arguments])
-    return refused
-"""
-    assert upstream(script, commands) == []
-    assert len(upstream(script, refused)) == 2
 
 
 def test_installed_engines_are_those_of_the_lock() -> None:

@@ -110,7 +110,7 @@ def test_server_that_dies_at_start_shows_its_last_lines(
     pretended_engines: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(EngineError, match="died at start") as caught:
-        Server(["serve", "model"], free_port(), {}, tmp_path / "server.log")
+        Server("vLLM", ["vllm", "serve"], free_port(), {}, tmp_path / "server.log")
     assert caught.value.log_tail == "loading weights\nValueError: no such flag"
     assert "no such flag" in str(caught.value)
 
@@ -123,7 +123,7 @@ def test_cause_of_death_is_shown_though_it_is_not_among_the_last_lines(
     )
     (pretended_engines / "bin" / "vllm").write_text(f"#!/bin/sh\ncat <<'END'\n{text}END\nexit 1\n")
     with pytest.raises(EngineError) as caught:
-        Server(["serve", "model"], free_port(), {}, tmp_path / "server.log")
+        Server("vLLM", ["vllm", "serve"], free_port(), {}, tmp_path / "server.log")
     assert caught.value.log_tail.splitlines()[:2] == ["ValueError: too few blocks", "later"]
 
 

@@ -4,14 +4,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from inferlab.lab import results
 from inferlab.lab.paths import ROOT
 from inferlab.lab.results import ResultError, read_document, write_document
-from inferlab.lab.table import Table, header
+from inferlab.lab.specification import Engine
+from inferlab.lab.table import ENGINES, Table, header
 from inferlab.lab.upstream import UPSTREAM
 
 
@@ -29,7 +30,8 @@ def document() -> dict[str, Any]:
             "key": f"{block:016x}",
             "measured": {"started": "2026-11-21T10:00:00+00:00", "commit": "abc", "dirty": False},
             "commands": ["vllm serve model", "vllm bench serve"],
-            "repeats": [repeat(100.0), repeat(140.0)],
+            # Their mean is 125 and their median 110.
+            "repeats": [repeat(100.0), repeat(165.0), repeat(110.0)],
         }
 
     failed = {**point(128), "status": "failed", "repeats": [], "error": "It died.", "log": "why"}
@@ -48,7 +50,7 @@ def document() -> dict[str, Any]:
             "model": {"name": "tiny-chat"},
             "hardware": {"cpu": "Some CPU", "cores": 2, "gpu": "", "driver": ""},
             "environment": {},
-            "seeds": [0, 1],
+            "seeds": [0, 1, 2],
             "workloads": {"varied-lengths": "hash"},
         },
         "points": [point(32), point(64), failed],
@@ -68,17 +70,27 @@ def test_round_trip(path: Path) -> None:
     assert read == document()
 
 
-def test_rows_hold_mean_and_range(path: Path) -> None:
+def test_rows_hold_median_and_range(path: Path) -> None:
     table = Table(read_document(path), live=False)
     first, _, failed = table.rows
-    assert first["output_tokens_per_s"] == 120.0
-    assert (first["output_tokens_per_s_min"], first["output_tokens_per_s_max"]) == (100.0, 140.0)
+    assert first["output_tokens_per_s"] == 110.0
+    assert (first["output_tokens_per_s_min"], first["output_tokens_per_s_max"]) == (100.0, 165.0)
     assert (failed["status"], failed["error"]) == ("failed", "It died.")
-    assert table.column("output_tokens_per_s") == [120.0, 120.0]
+    assert table.column("output_tokens_per_s") == [110.0, 110.0]
     assert table.column("ttft_p50_ms", block_size=64) == [12.5]
     assert table.samples(block_size=32)[0]["input_tokens"] == [16, 17]
     with pytest.raises(KeyError, match=r"no column 'speed'.*ttft_p50_ms"):
         table.column("speed")
+
+
+def test_repeats_are_those_of_one_point(path: Path) -> None:
+    table = Table(read_document(path), live=False)
+    assert table.repeats("output_tokens_per_s", block_size=64) == [100.0, 165.0, 110.0]
+    assert table.repeats("output_tokens_per_s", block_size=128) == [], "the point failed"
+    with pytest.raises(KeyError, match="3 points have the parameters"):
+        table.repeats("output_tokens_per_s", engine="vllm")
+    with pytest.raises(KeyError, match=r"no metric 'speed'.*ttft_p50_ms"):
+        table.repeats("speed", block_size=32)
 
 
 def test_badge_says_what_the_numbers_are(path: Path) -> None:
@@ -87,9 +99,38 @@ def test_badge_says_what_the_numbers_are(path: Path) -> None:
     assert Table(read_document(path), live=True).badge == f"live · {expected}"
 
 
+def test_badge_names_the_engines_that_the_points_used() -> None:
+    """Not those that were installed: nobody may read SGLang's figure as vLLM's."""
+    contents = document()
+    installed = {"vllm": "0.32.0+cpu", "sglang": "0.5.23", "transformers": "5.19.0", "torch": "2"}
+    contents["provenance"]["versions"] = installed
+    commits = ["0123456789abcdef", "0123456789abcdef", "fedcba9876543210", "none"]
+    used = ["sglang", "inferlab", "inferlab", "inferlab"]
+    contents["points"] = [
+        {
+            **contents["points"][0],
+            "parameters": {"engine": engine, "block_size": size},
+            "measured": {"started": "", "commit": commit, "dirty": False},
+        }
+        for size, (engine, commit) in enumerate(zip(used, commits))
+    ]
+    assert Table(contents, live=False).engines() == ["SGLang 0.5.23", "inferlab 0123456/fedcba9"]
+    contents["points"][0]["parameters"]["engine"] = "transformers"
+    contents["points"][1]["parameters"]["engine"] = "vllm"
+    shown = Table(contents, live=False).badge
+    assert "· transformers 5.19.0, vLLM 0.32.0+cpu, inferlab fedcba9 ·" in shown
+    contents["points"] = contents["points"][3:]
+    contents["provenance"]["versions"] = {}
+    assert Table(contents, live=False).engines() == ["inferlab"], "outside git there is no commit"
+
+
+def test_every_engine_of_the_specification_has_a_name_in_the_badge() -> None:
+    assert set(ENGINES) == set(get_args(Engine))
+
+
 def test_html_table_has_units_and_the_badge(path: Path) -> None:
     shown = Table(read_document(path), live=False)._repr_html_()
-    for part in ("Output tokens (tokens/s)", "TTFT p50 (ms)", "recorded · cpu", "120 [100, 140]"):
+    for part in ("Output tokens (tokens/s)", "TTFT p50 (ms)", "recorded · cpu", "110 [100, 165]"):
         assert part in shown
     assert "failed" in shown
 
@@ -188,12 +229,14 @@ from pathlib import Path
 from inferlab import lab
 from inferlab.lab import results
 results.RECORDED = Path({str(path.parents[2])!r})
-print(lab.load("week04/block-size").column("output_tokens_per_s"))
+table = lab.load("week04/block-size")
+print(table.column("output_tokens_per_s"))
+print(lab.differs([4, 5, 6], [1, 2, 3]).outcome)
 """
     done = subprocess.run(
         [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=False
     )
-    assert done.stdout.strip() == "[120.0, 120.0]", done.stderr
+    assert done.stdout.splitlines() == ["[110.0, 110.0]", "larger"], done.stderr
 
 
 def test_recorded_results_are_whole_and_small() -> None:

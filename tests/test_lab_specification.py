@@ -153,7 +153,8 @@ def test_profile_describes_the_checkpoint_it_names() -> None:
         tensors = json.loads(file.read(length))
     # Stored in half precision or not, the profile computes in float32. The input embedding is a
     # gather: a decode step does not read all of it.
-    assert profile.server["dtype"] == "float32"
+    assert profile.dtype == "float32"
+    assert all(profile.servers[engine]["dtype"] == "float32" for engine in ("vllm", "sglang"))
     weights = sum(
         4 * prod(tensor["shape"])
         for name, tensor in tensors.items()

@@ -282,6 +282,7 @@ BAD = [
     ({"prompt": None}, "prompt: Field required."),
     ({"echo": True}, "does not support 'echo'"),
     ({"logit_bias": {"5": 1}}, "does not support 'logit_bias'"),
+    ({"skip_special_tokens": False}, "does not support 'skip_special_tokens'"),
     ({"best_of": 3}, "best_of: Input should be 1."),
     ({"prompt": "\ud800"}, "surrogates not allowed"),
 ]
@@ -342,7 +343,7 @@ def test_models_health_and_metrics(server: OurServer, client: openai.OpenAI) -> 
     assert (model.id, model.object) == (MODEL, "model")
     assert httpx.get(f"{server.url}/health").status_code == 200
     before = server.metrics()
-    assert before.cache == {"block_size": "16", "num_gpu_blocks": "2000"}
+    assert before.cache == {"kv_block_size_tokens": 16, "num_gpu_blocks": 2000}
     prompt = [9] * 40
     for _ in range(2):
         client.completions.create(model=MODEL, prompt=prompt, max_tokens=5)

@@ -23,6 +23,7 @@ from inferlab.engine.request import SamplingParams
 
 SAMPLING_PARAMS = TypeAdapter(SamplingParams)
 WITHOUT_EFFECT = {"metadata", "safety_identifier", "service_tier", "store", "user"}
+AS_ALWAYS = {"skip_special_tokens": True}  # what this server does anyway; SGLang's router sends it
 
 
 class StreamOptions(BaseModel):
@@ -52,7 +53,8 @@ class ApiRequest(BaseModel):
         """An answer that took no account of `logit_bias` or `tools` would be a wrong one."""
         known = WITHOUT_EFFECT | SamplingParams.__dataclass_fields__.keys()
         for name, value in self.sampling_fields().items():
-            if value and name not in known:
+            asks_for_more = value != AS_ALWAYS[name] if name in AS_ALWAYS else bool(value)
+            if asks_for_more and name not in known:
                 raise ValueError(f"This server does not support {name!r}; leave it out.")
         return self
 

@@ -6,14 +6,26 @@ measures live with the engines' own server and load generator; `upstream` asks t
 classes. No process outlives the call that started it. Every result carries its provenance, every
 sample, and a seal for every field: a file that was cut short or edited is refused.
 
-The command line is `python -m inferlab.lab` (`list`, `show`, `run`, `doctor`).
+The command line is `python -m inferlab.lab` (`list`, `show`, `run`, `compare`, `doctor`,
+`contribute`).
 """
 
+from inferlab.lab.difference import ClaimError, Verdict, claim, differs
 from inferlab.lab.results import ResultError, load
 from inferlab.lab.table import Table
 from inferlab.lab.upstream import upstream
 
-__all__ = ["ResultError", "Table", "load", "run", "upstream"]
+__all__ = [
+    "ClaimError",
+    "ResultError",
+    "Table",
+    "Verdict",
+    "claim",
+    "differs",
+    "load",
+    "run",
+    "upstream",
+]
 
 
 def run(experiment: str, profile: str = "cpu") -> Table:

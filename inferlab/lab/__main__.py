@@ -1,4 +1,4 @@
-"""`python -m inferlab.lab`: list the experiments, show one, run it, check this machine."""
+"""`python -m inferlab.lab`: what can be done with the experiments from a command line."""
 
 import sys
 from functools import partial
@@ -14,7 +14,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from inferlab.lab import doctor as machine
+from inferlab.lab import comparison
+from inferlab.lab.cluster import SlurmError
+from inferlab.lab.contribute import ContributionError, contribute
 from inferlab.lab.engines import EnginesMissingError
 from inferlab.lab.plan import plan_experiment
 from inferlab.lab.results import ResultError
@@ -58,8 +60,19 @@ def show(experiment: str, profile: str) -> None:
 @click.argument("experiment")
 @profile_option
 @click.option("--record", is_flag=True, help="Write to results/, which is committed.")
-def run(experiment: str, profile: str, record: bool) -> None:
+@click.option(
+    "--launcher",
+    type=click.Choice(["local", "slurm"]),
+    default="local",
+    show_default=True,
+    help="Measure on this machine, or in tasks of a SLURM array.",
+)
+def run(experiment: str, profile: str, record: bool, launcher: str) -> None:
     """Measure EXPERIMENT (week04/block-size), or all of a week (week04), and print the tables."""
+    measure = run_experiment
+    if launcher == "slurm":
+        # submitit takes a moment to load, and only this needs it.
+        from inferlab.lab.slurm import run_on_slurm as measure
     failed = 0
     for identifier in experiment_identifiers(experiment):
         plan = plan_experiment(identifier, profile)
@@ -73,7 +86,7 @@ def run(experiment: str, profile: str, record: bool) -> None:
         )
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("starting", total=total)
-            table = run_experiment(
+            table = measure(
                 identifier,
                 profile,
                 record=record,
@@ -93,20 +106,46 @@ def update(progress: Progress, task: TaskID, message: str, done: int) -> None:
 
 
 @main.command()
-def doctor() -> None:
-    """Check that this machine can run the experiments."""
-    findings = machine.findings()
+@profile_option
+def doctor(profile: str) -> None:
+    """Check that this machine can run the experiments of a profile."""
+    # Only this command asks Hugging Face's library, which not everybody has.
+    from inferlab.lab.doctor import findings as look
+
+    findings = look(profile)
     for finding in findings:
-        mark = "ok     " if finding.ok else "MISSING"
+        mark = "ok     " if finding.ok else "PROBLEM"
         click.echo(f"{mark} {finding.what}: {finding.detail}")
     if not all(finding.ok for finding in findings):
         sys.exit(1)
 
 
+@main.command()
+@click.argument("results", nargs=-1, required=True)
+def compare(results: tuple[str, ...]) -> None:
+    """Show RESULTS side by side: files, or experiments, which stand for all their results."""
+    click.echo(comparison.compare(list(results)))
+
+
+@main.command("contribute")
+@click.argument("results", nargs=-1, required=True)
+@profile_option
+def send_in(results: tuple[str, ...], profile: str) -> None:
+    """Check RESULTS (files, experiments or weeks) and make them ready for a pull request."""
+    click.echo(contribute(list(results), profile))
+
+
 if __name__ == "__main__":
     try:
         main(standalone_mode=False)
-    except (SpecificationError, EnginesMissingError, HardwareError, ResultError) as error:
+    except (
+        SpecificationError,
+        EnginesMissingError,
+        HardwareError,
+        ResultError,
+        ContributionError,
+        SlurmError,
+    ) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
     except click.ClickException as error:

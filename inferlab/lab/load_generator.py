@@ -1,6 +1,7 @@
 """The engines' own load generators, each a process that is started once and asked repeatedly."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from inferlab.lab.guarded_process import GuardedProcess
 from inferlab.lab.server import EngineError
 
 ENGINE_SIDE = Path(__file__).parent / "engine_side"
+ANSWER_LIMIT_S = 1800.0
 SCRIPTS = {
     "vllm": ENGINE_SIDE / "bench_serve.py",
     "transformers": ENGINE_SIDE / "static_batches.py",
@@ -33,16 +35,29 @@ class LoadGenerator:
         """The result of `task`: arguments of `vllm bench`, or a task for the baseline.
 
         Raises:
-            EngineError: if the load generator reports a failure or ends.
+            EngineError: if the load generator reports a failure, ends, or does not answer in time,
+                as when a server has stopped answering; it is ended then.
         """
+        late = threading.Event()
+
+        def give_up() -> None:
+            # A pipe has no timeout: ending the process ends the wait for its line.
+            late.set()
+            self.process.stop()
+
+        watch = threading.Timer(ANSWER_LIMIT_S, give_up)
+        watch.start()
         try:
             self.process.stdin.write(json.dumps(task) + "\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            pass
-        line = self.process.stdout.readline()
+            line = self.process.stdout.readline()
+        except (BrokenPipeError, ValueError):  # it has ended, or the watch closed its pipes
+            line = ""
+        finally:
+            watch.cancel()
         if not line:
-            raise EngineError("The load generator ended.", self.process.last_lines())
+            end = f"gave no answer within {ANSWER_LIMIT_S:.0f} s" if late.is_set() else "ended"
+            raise EngineError(f"The load generator {end}.", self.process.last_lines())
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise EngineError(

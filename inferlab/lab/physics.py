@@ -148,8 +148,8 @@ def violations(metrics: Metrics, ceilings: Ceilings) -> list[str]:
 def ceilings_of(plan: Plan, point: Point, memory_bytes: int) -> Ceilings:
     """Ceilings of one point of a plan, on a machine with `memory_bytes`."""
     hardware = plan.profile.hardware
-    server = {**plan.profile.server, **point.server}
-    batch = point.baseline.get("batch-size") or server.get("max-num-seqs")
+    per_server = point.server.get("max-num-seqs") or point.server.get("max-running-requests")
+    batch = point.baseline.get("batch-size") or point.workers * int(per_server or 0)
     concurrency = point.client.get("max-concurrency")
     return Ceilings(
         decode_weight_bytes=plan.profile.decode_weight_bytes,

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from inferlab import models
+from inferlab.lab import launch
 from inferlab.lab.paths import without_root
 from inferlab.lab.specification import (
     Arm,
+    ArmOverride,
     Engine,
     Experiment,
     Flags,
@@ -32,7 +34,9 @@ class Point:
 
     engine: Engine
     parameters: dict[str, Scalar]
-    server: Flags
+    server: Flags  # the profile's among them
+    workers: int
+    router: Flags
     baseline: Flags
     client: Flags
 
@@ -40,6 +44,13 @@ class Point:
         """Hash of everything that decides the measurement; `context` holds versions and machine."""
         text = json.dumps({"point": asdict(self), "context": context}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def has_the_servers_of(self, other: "Point") -> bool:
+        """True if what serves `other` can serve this one."""
+        mine, theirs = (
+            (point.engine, point.server, point.workers, point.router) for point in (self, other)
+        )
+        return mine == theirs
 
 
 @dataclass(frozen=True)
@@ -60,24 +71,18 @@ class Plan:
             return without_root(str(models.path(self.profile.model)))
         return self.profile.model
 
-    def serve_arguments(self, point: Point, port: int) -> list[str]:
-        """Arguments of `vllm` that start the server."""
-        return [
-            "serve",
-            self.model,
-            "--served-model-name",
-            self.profile.model,
-            "--port",
-            str(port),
-            *flag_arguments({**self.profile.server, **point.server}),
-        ]
+    def server_command(self, point: Point, port: int) -> list[str]:
+        """What starts one of the point's servers."""
+        return launch.server_command(
+            point.engine, self.model, self.profile.model, port, point.server
+        )
 
     def bench_arguments(self, point: Point, port: int, seed: int) -> list[str]:
-        """Arguments of `vllm` that load the server; the seed decides the prompts."""
+        """Arguments of `vllm` that load what serves at `port`; the seed decides the prompts."""
         return [
             *("bench", "serve", "--base-url", f"http://127.0.0.1:{port}"),
             *("--model", self.profile.model, "--tokenizer", self.model),
-            *flag_arguments(point.client),
+            *launch.flag_arguments(point.client, "vllm"),
             *("--seed", str(seed), "--percentile-metrics", "ttft,tpot,itl,e2el"),
             *("--metric-percentiles", ",".join(str(p) for p in PERCENTILES)),
             "--disable-tqdm",
@@ -88,8 +93,13 @@ class Plan:
         if point.engine == "transformers":
             return [f"# transformers, static batches: {json.dumps(point.baseline)}"]
         variables = [f"{name}={shlex.quote(v)}" for name, v in self.profile.environment.items()]
+        ports = [port + number for number in range(point.workers)]
+        commands = [self.server_command(point, worker) for worker in ports]
+        if point.workers > 1:
+            port += point.workers
+            commands.append(launch.router_command(ports, port, port + 1, point.router))
         return [
-            " ".join([*variables, "vllm", shlex.join(self.serve_arguments(point, port))]),
+            *(" ".join([*variables, shlex.join(command)]) for command in commands),
             "vllm " + shlex.join(self.bench_arguments(point, port, seed=0)),
         ]
 
@@ -106,31 +116,51 @@ def plan_experiment(identifier: str, profile_name: str) -> Plan:
             f"{identifier} does not run on the profile {profile_name!r}; it runs on "
             f"{', '.join(experiment.profiles)}."
         )
-    points = [point for arm in experiment.arms for point in arm_points(arm, profile_name)]
+    points = [
+        point
+        for arm in experiment.arms
+        if profile_name in (arm.only or experiment.profiles)
+        for point in arm_points(arm, profile_name, profile.servers.get(arm.engine, {}))
+    ]
     return Plan(identifier, profile_name, experiment, profile, points)
 
 
-def arm_points(arm: Arm, profile_name: str) -> list[Point]:
-    """The grid of one arm; the workload varies fastest, so that neighbours share a server."""
-    override = arm.profiles.get(profile_name)
-    server, baseline, workload = arm.server, arm.baseline, arm.workload
-    if override is not None:
-        server, baseline = {**server, **override.server}, {**baseline, **override.baseline}
-        workload = override.workload or workload
+def arm_points(arm: Arm, profile_name: str, common: Flags) -> list[Point]:
+    """The grid of one arm, whose servers all have the flags `common`.
+
+    Workload and client vary fastest, so that neighbours share a server.
+    """
+    override = arm.profiles.get(profile_name, ArmOverride())
+    grids: list[Grid] = [
+        {**arm.server, **override.server},
+        {**arm.router, **override.router},
+        {**arm.baseline, **override.baseline},
+        {**arm.client, **override.client},
+    ]
+    workload = override.workload or arm.workload
+    server, router, baseline, client = (expand(grid) for grid in grids)
     names = workload if isinstance(workload, list) else [workload]
+    requests = {name: load_workload(name).flags_for(profile_name) for name in names}
     points = []
-    for server_flags, baseline_flags, name in itertools.product(
-        expand(server), expand(baseline), names
+    for server_flags, router_flags, baseline_flags, name, client_flags in itertools.product(
+        server, router, baseline, names, client
     ):
-        varied = {
-            **{key: server_flags[key] for key in axes(server)},
-            **{key: baseline_flags[key] for key in axes(baseline)},
-        }
+        chosen = [server_flags, router_flags, baseline_flags, client_flags]
         parameters: dict[str, Scalar] = {"engine": arm.engine}
-        parameters |= {key.replace("-", "_"): value for key, value in varied.items()}
+        for grid, flags in zip(grids, chosen):
+            parameters |= {key.replace("-", "_"): flags[key] for key in axes(grid)}
         parameters |= {"workload": name}
-        client = load_workload(name).flags_for(profile_name)
-        points.append(Point(arm.engine, parameters, server_flags, baseline_flags, client))
+        points.append(
+            Point(
+                engine=arm.engine,
+                parameters=parameters,
+                server={**common, **server_flags},
+                workers=arm.workers,
+                router=router_flags,
+                baseline=baseline_flags,
+                client={**requests[name], **client_flags},
+            )
+        )
     return points
 
 
@@ -143,14 +173,3 @@ def expand(grid: Grid) -> list[Flags]:
     """Every combination of the values of `grid`, the first flag varying slowest."""
     choices = [value if isinstance(value, list) else [value] for value in grid.values()]
     return [dict(zip(grid, values)) for values in itertools.product(*choices)]
-
-
-def flag_arguments(flags: Flags) -> list[str]:
-    """Flags as command-line arguments; a true or false flag takes no value."""
-    arguments = []
-    for name, value in flags.items():
-        if isinstance(value, bool):
-            arguments.append(f"--{name}" if value else f"--no-{name}")
-        else:
-            arguments += [f"--{name}", str(value)]
-    return arguments

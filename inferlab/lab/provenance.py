@@ -14,6 +14,7 @@ from inferlab import models
 from inferlab.lab import engines
 from inferlab.lab.paths import ROOT
 from inferlab.lab.plan import Plan
+from inferlab.lab.specification import load_workload
 
 
 def context(plan: Plan) -> dict[str, Any]:
@@ -40,7 +41,8 @@ def provenance(plan: Plan) -> dict[str, Any]:
         **moment(),
         **context(plan),
         "workloads": {
-            str(point.parameters["workload"]): hash_of(point.client) for point in plan.points
+            name: hash_of(load_workload(name).flags_for(plan.profile_name))
+            for name in dict.fromkeys(str(point.parameters["workload"]) for point in plan.points)
         },
     }
 

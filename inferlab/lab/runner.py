@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from inferlab.lab import engines, load_metrics, physics, provenance
+from inferlab.lab.deployment import Deployment, PeakReader
 from inferlab.lab.load_generator import LoadGenerator
 from inferlab.lab.paths import LIVE, LOGS, RECORDED, result_path
 from inferlab.lab.plan import Plan, Point, plan_experiment
@@ -15,8 +17,8 @@ from inferlab.lab.results import (
     read_document,
     write_document,
 )
-from inferlab.lab.server import EngineError, PeakReader, Server, free_port
-from inferlab.lab.server_metrics import PEAKS, run_metrics
+from inferlab.lab.server import EngineError
+from inferlab.lab.server_metrics import run_metrics
 from inferlab.lab.table import Table
 
 # A seed no repeat uses: the warm-up must not leave a repeat's prompts in the prefix cache.
@@ -37,10 +39,16 @@ def run_experiment(
         SpecificationError, EnginesMissingError, HardwareError: before anything is started.
         ResultError: if the file to resume from was cut short or edited.
     """
-    engines.interpreter()
     plan = plan_experiment(identifier, profile_name)
-    refuse_other_hardware(plan)
     path = result_path(RECORDED if record else LIVE, profile_name, identifier)
+    measure_missing(plan, path, LOGS / profile_name / identifier, report)
+    return Table(read_document(path), live=not record)
+
+
+def measure_missing(plan: Plan, path: Path, log_folder: Path, report: Report) -> None:
+    """Measure the points of `plan` that the document in `path` lacks; raises as above."""
+    engines.interpreter()
+    refuse_other_hardware(plan)
     context = provenance.context(plan)
     keys = [point.key(context) for point in plan.points]
     document = new_document(plan)
@@ -50,7 +58,7 @@ def run_experiment(
         finished = {p["key"]: p for p in previous["points"] if p["status"] == "ok"}
         if all(key in finished for key in keys):
             document["provenance"] = previous["provenance"]
-    with Engines(plan) as running:
+    with Engines(plan, log_folder) as running:
         for number, (point, key) in enumerate(zip(plan.points, keys)):
             done = number * plan.experiment.repeats
             if key not in finished:
@@ -65,7 +73,6 @@ def run_experiment(
             document["points"] = [finished[key] for key in keys if key in finished]
             write_document(path, document)
     report("finished", len(keys) * plan.experiment.repeats)
-    return Table(read_document(path), live=not record)
 
 
 class HardwareError(RuntimeError):
@@ -96,6 +103,17 @@ def new_document(plan: Plan) -> Document:
     }
 
 
+def new_point(plan: Plan, point: Point, key: str) -> Document:
+    return {
+        "parameters": point.parameters,
+        "status": "ok",
+        "key": key,
+        "measured": provenance.moment(),
+        "commands": plan.commands(point),
+        "repeats": [],
+    }
+
+
 def tell(report: Report, message: str, done: int, seed: int) -> None:
     """Report the repeat with this seed as the next one."""
     report(message, done + seed)
@@ -108,13 +126,12 @@ def describe(point: Point) -> str:
 class Engines(AbstractContextManager["Engines"]):
     """The processes a plan needs, started when first asked for and shared between points."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, log_folder: Path) -> None:
         self.plan = plan
-        self.server: Server | None = None
-        self.server_flags: dict[str, Any] = {}
+        self.deployment: Deployment | None = None
         self.loading: LoadGenerator | None = None
         self.loads = ""
-        self.log_folder = LOGS / plan.profile_name / plan.identifier
+        self.log_folder = log_folder
 
     def generator(self, engine: str) -> LoadGenerator:
         """The load generator for `engine`; another engine's is ended, to leave it the memory."""
@@ -127,32 +144,23 @@ class Engines(AbstractContextManager["Engines"]):
             self.loads = engine
         return self.loading
 
-    def server_for(self, point: Point) -> Server:
-        """A server with the point's flags: the one that runs, if it has them."""
-        if (
-            self.server is not None
-            and self.server_flags == point.server
-            and self.server.is_running()
-        ):
-            return self.server
-        self.stop_server()
-        port = free_port()
-        name = "-".join(f"{flag}={value}" for flag, value in point.server.items())
-        log = self.log_folder / f"server-{name or 'default'}.log"
-        arguments = self.plan.serve_arguments(point, port)
-        self.server = Server(arguments, port, self.plan.profile.environment, log)
-        self.server_flags = point.server
-        warm_up = self.plan.bench_arguments(point, port, WARM_UP_SEED)
+    def deployment_for(self, point: Point) -> Deployment:
+        """Servers with the point's flags, warm: those that run, if they have them."""
+        if self.deployment is not None and self.deployment.can_serve(point):
+            return self.deployment
+        self.stop_servers()
+        self.deployment = Deployment(self.plan, point, self.log_folder)
+        warm_up = self.plan.bench_arguments(point, self.deployment.port, WARM_UP_SEED)
         self.generator("vllm").ask([*warm_up[2:], "--num-prompts", str(WARM_UP_REQUESTS)])
-        return self.server
+        return self.deployment
 
-    def stop_server(self) -> None:
-        if self.server is not None:
-            self.server.stop()
-            self.server = None
+    def stop_servers(self) -> None:
+        if self.deployment is not None:
+            self.deployment.stop()
+            self.deployment = None
 
     def __exit__(self, *_: object) -> None:
-        self.stop_server()
+        self.stop_servers()
         if self.loading is not None:
             self.loading.stop()
 
@@ -161,15 +169,8 @@ def measure_point(
     plan: Plan, point: Point, key: str, running: Engines, report: Callable[[int], None]
 ) -> Document:
     """One point of the document; a failure becomes its error and log, and the sweep goes on."""
-    measured: Document = {
-        "parameters": point.parameters,
-        "status": "ok",
-        "key": key,
-        "measured": provenance.moment(),
-        "commands": plan.commands(point),
-        "repeats": [],
-    }
-    measure = measure_vllm if point.engine == "vllm" else measure_transformers
+    measured = new_point(plan, point, key)
+    measure = measure_transformers if point.engine == "transformers" else measure_servers
     ceilings = physics.ceilings_of(plan, point, provenance.hardware()["memory_bytes"])
     try:
         for seed in range(plan.experiment.repeats):
@@ -186,21 +187,25 @@ def measure_point(
             failed = {"error": error.summary, "log": error.log_tail}
         measured |= {"status": "failed", "repeats": [], **failed}
         # Whatever made it fail must not reach the next point.
-        running.stop_server()
+        running.stop_servers()
     return measured
 
 
-def measure_vllm(
+def measure_servers(
     plan: Plan, point: Point, running: Engines, seed: int
 ) -> tuple[dict[str, float], dict[str, list[Any]]]:
-    """One repeat against the server: the client's metrics and what the server counted."""
+    """One repeat against the servers: the client's metrics and what they counted."""
     generator = running.generator("vllm")
-    server = running.server_for(point)
-    before = server.snapshot()
-    with PeakReader(server, tuple(PEAKS)) as reader:
-        answer = generator.ask(plan.bench_arguments(point, server.port, seed)[2:])
+    deployment = running.deployment_for(point)
+    deployment.forget_prefixes()
+    before = deployment.snapshot()
+    with PeakReader(deployment) as reader:
+        answer = generator.ask(plan.bench_arguments(point, deployment.port, seed)[2:])
+    # Another process may answer in a dead server's place, or half of the workers be gone.
+    deployment.require_running()
     metrics = load_metrics.bench_metrics(answer)
-    metrics |= run_metrics(before, server.snapshot(), reader.peaks)
+    metrics |= run_metrics(before, deployment.snapshot(), reader.peaks)
+    metrics["startup_s"] = max(server.startup_s for server in deployment.servers)
     return metrics, load_metrics.samples(answer, with_intervals=seed == 0)
 
 
@@ -208,12 +213,12 @@ def measure_transformers(
     plan: Plan, point: Point, running: Engines, seed: int
 ) -> tuple[dict[str, float], dict[str, list[Any]]]:
     """One repeat of the static-batch baseline; the first is preceded by a warm-up batch."""
-    # The server would compete for the cores.
-    running.stop_server()
+    # A server would compete for the cores.
+    running.stop_servers()
     task = {
         "name": plan.model,
         # The checkpoint may be stored in another type; both engines compute in this one.
-        "dtype": plan.profile.server["dtype"],
+        "dtype": plan.profile.dtype,
         "batch_size": point.baseline["batch-size"],
         "arguments": plan.bench_arguments(point, 0, seed),
         "warm_up": False,

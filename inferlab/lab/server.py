@@ -1,18 +1,18 @@
-"""A vLLM server on a free port, ready to be loaded and read."""
+"""A server on a free port, ready to be loaded and read."""
 
 import socket
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 
-from inferlab.lab import engines
+from inferlab.lab import engines, launch
 from inferlab.lab.guarded_process import GuardedProcess
 from inferlab.lab.server_metrics import Snapshot, parse_metrics
 
 START_LIMIT_S = 600.0
-SAMPLE_EVERY_S = 0.25
 
 
 class EngineError(RuntimeError):
@@ -32,42 +32,63 @@ def free_port() -> int:
         return port
 
 
+class Readiness(NamedTuple):
+    """The path that a server is asked, and whether what it answers, with 200, means ready."""
+
+    path: str
+    is_given_by: Callable[[httpx.Response], bool]
+
+
+HEALTHY = Readiness("/health", lambda response: True)
+
+
 class Server:
-    """`vllm` with `arguments`, waited for until `/health` answers. Use it as a context manager.
+    """A command that listens on `port`, waited for until it says that it is ready.
+
+    Use it as a context manager. `name` is what a failure calls it.
 
     Raises:
-        EnginesMissingError: if vLLM is not installed.
+        EnginesMissingError: if the command is not installed.
         EngineError: if the server ends, or is not ready within ten minutes.
     """
 
     def __init__(
-        self, arguments: list[str], port: int, environment: dict[str, str], log: Path
+        self,
+        name: str,
+        command: list[str],
+        port: int,
+        environment: dict[str, str],
+        log: Path,
+        readiness: Readiness = HEALTHY,
     ) -> None:
-        self.arguments = arguments
+        self.name = name
         self.port = port
+        started = time.monotonic()
         self.process = GuardedProcess(
-            [engines.command("vllm"), *arguments], engines.process_environment(environment), log
+            launch.executable(command), engines.process_environment(environment), log
         )
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False)
         try:
-            self._wait_until_ready()
+            self._wait_until(readiness)
         except BaseException:
             self.stop()
             raise
+        self.startup_s = time.monotonic() - started
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until(self, readiness: Readiness) -> None:
         deadline = time.monotonic() + START_LIMIT_S
         while time.monotonic() < deadline:
             if not self.process.is_running():
-                raise EngineError("The vLLM server died at start.", self.process.last_lines())
+                raise EngineError(f"The {self.name} server died at start.", self.last_lines())
             try:
-                if self.client.get("/health").status_code == 200:
+                response = self.client.get(readiness.path)
+                if response.status_code == 200 and readiness.is_given_by(response):
                     return
             except httpx.TransportError:
                 pass
             time.sleep(0.2)
         raise EngineError(
-            f"The vLLM server was not ready after {START_LIMIT_S:.0f} s.", self.process.last_lines()
+            f"The {self.name} server was not ready after {START_LIMIT_S:.0f} s.", self.last_lines()
         )
 
     def is_running(self) -> bool:
@@ -77,8 +98,30 @@ class Server:
         return self.process.last_lines()
 
     def snapshot(self) -> Snapshot:
-        """Everything `/metrics` says now."""
-        return parse_metrics(self.client.get("/metrics").raise_for_status().text)
+        """Everything `/metrics` says now.
+
+        Raises:
+            EngineError: if the server does not answer, or has no metrics.
+        """
+        try:
+            return parse_metrics(self.client.get("/metrics").raise_for_status().text)
+        except httpx.HTTPError as error:
+            raise EngineError(
+                f"The {self.name} server's /metrics cannot be read: {error}.", self.last_lines()
+            ) from None
+
+    def post(self, path: str) -> None:
+        """Ask for something that needs no more words.
+
+        Raises:
+            EngineError: if the server does not answer, or refuses.
+        """
+        try:
+            self.client.post(path).raise_for_status()
+        except httpx.HTTPError as error:
+            raise EngineError(
+                f"The {self.name} server did not do {path}: {error}.", self.last_lines()
+            ) from None
 
     def stop(self) -> None:
         self.client.close()
@@ -89,34 +132,3 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-class PeakReader:
-    """Reads gauges of `server` every 250 ms while the `with` block runs and keeps the highest.
-
-    A peak between two readings is missed, so a peak is a lower bound.
-    """
-
-    def __init__(self, server: Server, gauges: tuple[str, ...]) -> None:
-        self.peaks = dict.fromkeys(gauges, 0.0)
-        self._server = server
-        self._finished = threading.Event()
-        self._thread = threading.Thread(target=self._read, daemon=True)
-
-    def _read(self) -> None:
-        while not self._finished.wait(SAMPLE_EVERY_S):
-            try:
-                values = self._server.snapshot().values
-            except httpx.HTTPError:
-                # The load generator reports a server that no longer answers; this does not.
-                continue
-            for gauge in self.peaks:
-                self.peaks[gauge] = max(self.peaks[gauge], values.get(gauge, 0.0))
-
-    def __enter__(self) -> "PeakReader":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._finished.set()
-        self._thread.join()

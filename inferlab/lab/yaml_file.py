@@ -9,6 +9,9 @@ from pydantic_core import PydanticCustomError
 
 from inferlab.lab.paths import without_root
 
+# The parser in C, where PyYAML was built with it: plans of all weeks take seconds otherwise.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 
 class SpecificationError(ValueError):
     """A specification is malformed; the message names the file, the line and the key."""
@@ -45,8 +48,8 @@ def read_model(path: Path, model: type[Model]) -> Model:
     shown = without_root(str(path))
     try:
         text = path.read_text()
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        contents = yaml.safe_load(text)
+        root = yaml.compose(text, Loader=LOADER)
+        contents = yaml.load(text, Loader=LOADER)
     except FileNotFoundError:
         raise SpecificationError(f"There is no file {shown}.") from None
     except yaml.MarkedYAMLError as error:

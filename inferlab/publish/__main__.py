@@ -1,4 +1,4 @@
-"""`python -m inferlab.publish book` and `python -m inferlab.publish citations`."""
+"""`python -m inferlab.publish`: build the book, or renew the indexes it is checked against."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,9 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from inferlab.publish import citations
+from inferlab.lab.engines import EnginesMissingError
+from inferlab.lab.upstream import UpstreamError
+from inferlab.publish import citations, programs
 from inferlab.publish.page import read_page
 from inferlab.publish.problems import PublishError
 from inferlab.publish.roles import cited_symbols
@@ -56,6 +58,17 @@ def regenerate_citations() -> None:
         _fail(error)
     citations.write_index(ROOT, index)
     console.print(f"Wrote {citations.INDEX} with {len(index)} citations.")
+
+
+@main.command(name="commands")
+def regenerate_commands() -> None:
+    """Ask the engines' own parsers which flags they know and rewrite book/commands.json."""
+    try:
+        index = programs.build_index()
+    except (EnginesMissingError, UpstreamError) as error:
+        _fail(error)
+    programs.write_index(ROOT, index)
+    console.print(f"Wrote {programs.INDEX} with {len(index['programs'])} programs.")
 
 
 def _fail(error: Exception) -> None:

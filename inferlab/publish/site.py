@@ -9,6 +9,7 @@ from pathlib import Path
 
 from inferlab.publish.answers import Questions
 from inferlab.publish.citations import load_index
+from inferlab.publish.commands import command_problems
 from inferlab.publish.execute import executed
 from inferlab.publish.page import Page, read_page
 from inferlab.publish.problems import Problem, PublishError, refuse_if_any
@@ -33,7 +34,8 @@ def build_site(
     names = toc_pages(root)
     report(f"Checking {len(names)} pages")
     pages = [read_page(root, Path(f"{name}.md")) for name in names]
-    refuse_if_any(problem for page in pages for problem in _check(page))
+    problems = [problem for page in pages for problem in _check(page)]
+    refuse_if_any([*problems, *command_problems(root, pages)])
     references = References({}, load_sources(root), load_index(root))
     edition = build / "instructor" if questions else build
     stage = Stage(root, edition / "pages")

@@ -1,0 +1,67 @@
+"""The commands that start the servers: each engine's own, and the router in front of several.
+
+Flags are those of the engines' own command lines. What every server of an engine gets on a machine
+stands in the profile, what an experiment varies in its specification; here is only what differs
+between the engines: how the model, the port and a switch are written.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from inferlab.lab import engines
+from inferlab.lab.specification import Flags
+
+NAMES = {"vllm": "vLLM", "sglang": "SGLang", "inferlab": "inferlab", "router": "router"}
+OPENING = {
+    "vllm": ("vllm", "serve"),
+    "sglang": ("sglang", "serve", "--model-path"),
+    "inferlab": ("python", "-m", "inferlab.engine.server", "--model"),
+}
+# What empties an engine's prefix cache; ours cannot, so its servers are started anew.
+FORGET = {"vllm": "/reset_prefix_cache", "sglang": "/flush_cache?timeout=10"}
+
+
+def server_command(engine: str, model: str, name: str, port: int, flags: Flags) -> list[str]:
+    """What starts one server of `engine` for `model`, served under `name`."""
+    address = ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
+    return [*OPENING[engine], model, *address, *flag_arguments(flags, engine)]
+
+
+def router_command(
+    worker_ports: Sequence[int], port: int, metrics_port: int, flags: Flags
+) -> list[str]:
+    """What starts SGLang's router in front of the servers at `worker_ports`."""
+    workers = [f"http://127.0.0.1:{worker}" for worker in worker_ports]
+    # Unless told, every router takes the same port for its own metrics, and a second one dies.
+    address = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(metrics_port)]
+    return [
+        *("sglang-router", "launch", "--worker-urls", *workers, *address),
+        *flag_arguments(flags, "router"),
+    ]
+
+
+def flag_arguments(flags: Mapping[str, object], engine: str) -> list[str]:
+    """Flags as command-line arguments; one that is true or false takes no value.
+
+    SGLang and its router know no `--no-…`: there, what is false is left out.
+    """
+    arguments = []
+    for name, value in flags.items():
+        if value is True:
+            arguments.append(f"--{name}")
+        elif value is not False:
+            arguments += [f"--{name}", str(value)]
+        elif engine not in ("sglang", "router"):
+            arguments.append(f"--no-{name}")
+    return arguments
+
+
+def executable(command: Sequence[str]) -> list[str]:
+    """`command` with its first word as a path: our own Python, or a command of the engines.
+
+    Raises:
+        EnginesMissingError: if the engines' environment does not hold the command.
+    """
+    program, *arguments = command
+    path = sys.executable if program == "python" else engines.command(program)
+    return [path, *arguments]

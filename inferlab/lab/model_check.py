@@ -1,0 +1,103 @@
+"""Checks that the model of a profile is here, or can be fetched."""
+
+import json
+import shutil
+from pathlib import Path
+
+import httpx
+import huggingface_hub
+from huggingface_hub import constants
+
+from inferlab import models
+from inferlab.lab.finding import Finding
+from inferlab.lab.paths import without_root
+from inferlab.lab.specification import Profile
+
+# Of the weights that a decode step reads. The files hold the input embedding besides, and lie
+# beside a few small ones: 16.1 GB for 15.0 of Llama-3.1-8B.
+FILES_OVER_WEIGHTS = 1.2
+ANSWER_WITHIN_S = 5.0
+
+
+def model_findings(profile: Profile) -> list[Finding]:
+    """The checkpoint, or the downloaded model, or whether it can be downloaded."""
+    if profile.model in models.names():
+        return [checkpoint_finding(profile.model)]
+    snapshot = downloaded(profile.model)
+    fetch = f'`hf download {profile.model} --exclude "original/*"`'
+    if snapshot is None:
+        return [access_finding(profile.model, fetch), disk_finding(profile)]
+    missing = missing_weights(snapshot)
+    if missing:
+        detail = f"the download lacks {', '.join(missing)}: finish it with {fetch}"
+        return [Finding(profile.model, False, detail), disk_finding(profile)]
+    return [Finding(profile.model, True, "downloaded")]
+
+
+def checkpoint_finding(name: str) -> Finding:
+    """The committed checkpoint, unchanged."""
+    weights = models.path(name) / "model.safetensors"
+    if not weights.exists():
+        detail = f"there is no {without_root(str(weights))}: restore it with git"
+        return Finding(name, False, detail)
+    if models.weights_hash(name) != models.card(name)["weights_sha256"]:
+        detail = f"{without_root(str(weights))} is not what its card describes: restore it with git"
+        return Finding(name, False, detail)
+    return Finding(name, True, "the weights are those that its card describes")
+
+
+def downloaded(model: str) -> Path | None:
+    """Folder of the model in the local cache of Hugging Face, None if it was never fetched."""
+    found = huggingface_hub.try_to_load_from_cache(model, "config.json")
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def missing_weights(snapshot: Path) -> list[str]:
+    """Files of weights that the model's index names, or its only one, and that are not there."""
+    index = snapshot / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    return [name for name in names if not (snapshot / name).exists()]
+
+
+def access_finding(model: str, fetch: str) -> Finding:
+    """Whether Hugging Face would hand out the model, asked with one request."""
+    page = f"{constants.ENDPOINT}/{model}"
+    token = huggingface_hub.get_token()
+    try:
+        answer = httpx.head(
+            f"{page}/resolve/main/config.json",
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=ANSWER_WITHIN_S,
+            follow_redirects=True,
+        )
+    except httpx.HTTPError as error:
+        why = str(error) or type(error).__name__
+        detail = (
+            f"not downloaded, and {constants.ENDPOINT} cannot be reached ({why}): run {fetch} "
+            f"where there is a network, and copy the folder {constants.HF_HUB_CACHE} here"
+        )
+        return Finding(model, False, detail)
+    advice = {
+        200: f"you may fetch it: {fetch}",
+        401: f"log in with `hf auth login`, after {page} has granted you access",
+        403: f"ask for access at {page}, with the account whose token is used here",
+        404: "there is no such model: correct the profile",
+    }.get(answer.status_code, f"{page} answered {answer.status_code}: try again later")
+    return Finding(model, False, f"not downloaded; {advice}")
+
+
+def disk_finding(profile: Profile) -> Finding:
+    """Room for the files of the weights, where Hugging Face puts them."""
+    folder = Path(constants.HF_HUB_CACHE)
+    while not folder.exists():
+        folder = folder.parent
+    free, needed = shutil.disk_usage(folder).free, FILES_OVER_WEIGHTS * profile.decode_weight_bytes
+    detail = f"{free / 1e9:.0f} GB free in {constants.HF_HUB_CACHE}"
+    if free < needed:
+        detail += (
+            f", and the files of {profile.model} take up to {needed / 1e9:.0f}: free some, or name "
+            f"a folder on a larger disk with HF_HOME"
+        )
+    return Finding("disk for the model", free >= needed, detail)
