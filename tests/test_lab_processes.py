@@ -83,6 +83,19 @@ def test_stop_returns_after_the_whole_group_has_ended(quick_guard: Path, tmp_pat
     process.stop()
 
 
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_guard_that_is_told_to_end_takes_the_group_along(
+    quick_guard: Path, tmp_path: Path, ending: int
+) -> None:
+    """A batch system tells every process of a job to end, the guard among them."""
+    log = tmp_path / "tree.log"
+    with GuardedProcess(["bash", "-c", TREE], dict(os.environ), log) as process:
+        wait_for(lambda: len(started_processes(log)) == 2)
+        process.process.send_signal(ending)
+        wait_for(lambda: not process.is_running())
+        assert not any(is_alive(number) for number in started_processes(log))
+
+
 def test_leader_that_ends_takes_its_children_along(quick_guard: Path, tmp_path: Path) -> None:
     log = tmp_path / "orphan.log"
     with GuardedProcess(["bash", "-c", "sleep 600 & echo $!"], dict(os.environ), log) as process:

@@ -53,6 +53,9 @@ def main() -> int:
         os.read(lifeline, 1)
         end_group(process.pid)
 
+    for told in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # A batch system tells every process of a job to end, and would leave the group to itself.
+        signal.signal(told, lambda *_: end_group(process.pid))
     watcher = threading.Thread(target=end_with_parent, daemon=True)
     watcher.start()
     status = process.wait()
