@@ -21,6 +21,7 @@ from inferlab.lab import runner, slurm_array, specification
 from inferlab.lab.guarded_process import GuardedProcess
 from inferlab.lab.plan import Plan, Point
 from inferlab.lab.server import free_port
+from tests.test_lab_physics import POSSIBLE as POSSIBLE_ROW
 
 # Where munge, slurmctld and slurmd are; not every user's PATH holds it.
 SYSTEM_PATH = f"{os.environ['PATH']}{os.pathsep}/usr/sbin"
@@ -116,21 +117,8 @@ def single_node_slurm(folder: Path) -> Iterator[dict[str, str]]:
 FOLDER = "INFERLAB_TEST_FOLDER"
 HOLD = "hold"
 
-# 100 requests of 100 tokens in 50 s.
-POSSIBLE = {
-    "duration_s": 50.0,
-    "num_requests": 100,
-    "input_max_tokens": 100,
-    "output_tokens": 10_000,
-    "requested_output_tokens": 10_000,
-    "server_generation_tokens": 10_000,
-    "requests_per_s": 2.0,
-    "output_tokens_per_s": 200.0,
-    "e2e_mean_ms": 2_000.0,
-    "ttft_mean_ms": 1_000.0,
-    "tpot_mean_ms": 10.0,
-    "num_preemptions": 0,
-}
+# Fewer requests in flight: any workload of the tests allows it.
+POSSIBLE = {**POSSIBLE_ROW, "e2e_mean_ms": 2_000.0, "ttft_mean_ms": 1_000.0, "tpot_mean_ms": 10.0}
 
 
 def measure_group_without_engines(*arguments: Any) -> None:

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 
 from inferlab.lab import engines
 from inferlab.lab.specification import Flags
+from inferlab.lab.table import ENGINES
 
-NAMES = {"vllm": "vLLM", "sglang": "SGLang", "inferlab": "inferlab", "router": "router"}
+NAMES = {engine: name for engine, (name, _) in ENGINES.items()} | {"router": "router"}
 OPENING = {
     "vllm": ("vllm", "serve"),
     "sglang": ("sglang", "serve", "--model-path"),
