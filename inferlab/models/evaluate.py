@@ -7,7 +7,6 @@ experts that are used unevenly.
 
 import copy
 import json
-import math
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from inferlab.models import CHECKPOINTS, corpus, weights_hash
+from inferlab.models.proportion import wilson_interval
 
 EXAMPLES_PER_TASK = 200
 
@@ -34,15 +34,6 @@ def generate(
         for i, ids in zip(rows, output[:, inputs["input_ids"].shape[1] :]):
             answers[i] = tokenizer.decode(ids, skip_special_tokens=True)
     return answers
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % confidence interval of a proportion (Wilson, 1927)."""
-    z, share = 1.96, successes / trials
-    centre = share + z * z / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2))
-    scale = 1 + z * z / trials
-    return (centre - spread) / scale, (centre + spread) / scale
 
 
 def accuracy(model: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
