@@ -1,12 +1,6 @@
 """Random operations on a radix tree, and what a tree makes of them: to be laid beside SGLang's.
 
-| operation | does |
-|---|---|
-| `["match", tokens, salt]` | look the longest prefix up |
-| `["insert", tokens, salt, first]` | add the sequence, with values `first`, `first + 1`, … |
-| `["lock", tokens, salt]` | look up, and lock the node where the match ends |
-| `["unlock", place]` | unlock the held node at this place, counted from the oldest |
-| `["evict", n]` | drop leaves until n tokens are gone |
+`experiments/upstream/sglang_radix_cache.py` says what each operation does.
 """
 
 import random

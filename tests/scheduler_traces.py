@@ -1,9 +1,6 @@
 """Traces of requests that our scheduler and vLLM's both run without a model, and our side of it.
 
-A trace names the scheduler's options, the pool, and its requests in order of arrival: the step
-before which a request arrives, its prompt and its `max_tokens`. Each step is observed as the tokens
-scheduled by request, who was preempted, who finished, the block table of each running request, and
-how many blocks are free after it.
+`experiments/upstream/vllm_scheduler.py` says what a trace holds, and what is seen of each step.
 """
 
 import time

@@ -1,6 +1,5 @@
 """Our scheduler and KV cache manager beside vLLM's own, on the same traces, with no model."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +7,11 @@ import pytest
 from inferlab import models
 from inferlab.engine import KVCacheManager, Request, Scheduler
 from inferlab.lab import upstream
-from tests import scheduler_traces
+from inferlab.lab.upstream import SCRIPTS
 from tests.scheduler_traces import Trace, random_trace, run
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow]
-SCRIPT = Path(__file__).parent / "upstream" / "vllm_scheduler.py"
+SCRIPT = SCRIPTS / "vllm_scheduler.py"
 TRACES = [random_trace(seed) for seed in range(24)]
 
 
@@ -77,13 +76,3 @@ def test_a_wrong_class_is_told_apart(
         for trace, theirs in zip(TRACES, vllm_steps)
     ]
     assert sum(difference is not None for difference in differences) > len(TRACES) // 4
-
-
-def test_a_threshold_for_long_prompts_differs_on_purpose() -> None:
-    """vLLM ignores the threshold while a request is alone; ours keeps to it, as week 8 counts."""
-    trace = random_trace(0) | {"requests": [[0, list(range(100)), 2]]}
-    trace["options"] = trace["options"] | {"long_prefill_token_threshold": 32}
-    question = {"checkpoint": str(models.path("tiny-chat")), "traces": [trace]}
-    theirs = [step["scheduled"]["0"] for step in upstream(SCRIPT.read_text(), question)[0]]
-    ours = [step["scheduled"]["0"] for step in scheduler_traces.run(trace)]
-    assert (theirs, ours) == ([100, 1], [32, 32, 32, 4, 1])

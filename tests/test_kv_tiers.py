@@ -24,6 +24,7 @@ from inferlab.engine.kv_tiers import KVTiers, TieredKVStore, chunk_hashes
 from inferlab.engine.layers import DenseLinear
 from inferlab.engine.quantization import Int8Linear
 from inferlab.lab import upstream
+from inferlab.lab.upstream import SCRIPTS
 from inferlab.models import corpus
 
 CHECKPOINT = models.path("tiny-chat")
@@ -67,7 +68,7 @@ def test_chunks_are_those_of_lmcache() -> None:
         shared = int(rng.integers(0, len(tokens) + 1))
         for token_ids in (tokens, tokens[:shared] + tokens[shared:][::-1]):
             cases.append({"chunk_size": chunk_size, "token_ids": token_ids})
-    theirs = upstream((ROOT / "tests/upstream/lmcache_chunks.py").read_text(), cases)
+    theirs = upstream((SCRIPTS / "lmcache_token_database.py").read_text(), cases)
     num_chunks = 0
     for case, chunks in zip(cases, theirs):
         size, hashes = case["chunk_size"], chunk_hashes(case["token_ids"], case["chunk_size"])

@@ -8,7 +8,6 @@ match whether it is short, we from what would be computed again, one token less 
 import random
 from array import array
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,11 +26,10 @@ from inferlab.engine.policy import (
 )
 from inferlab.engine.radix_cache import RadixCache, RadixNode
 from inferlab.engine.radix_kv_cache import RadixKVCacheManager
-from inferlab.lab import upstream
+from inferlab.lab.upstream import SCRIPTS, Question, ask
 from tests.radix_operations import Observation, count_events, random_operations, replay
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow]
-SCRIPT = Path(__file__).parent / "upstream" / "sglang_radix_cache.py"
 OPERATIONS = random_operations(seed=1, num_operations=4000)
 POLICIES: dict[str, Policy] = {
     "fcfs": fcfs,
@@ -84,8 +82,8 @@ def order(policy: Policy, cached: list[Any], waiting: list[dict[str, Any]]) -> l
         Request(
             str(place),
             fields["token_ids"],
-            cache_salt=fields["salt"],
-            priority=fields["priority"],
+            cache_salt=fields.get("salt", ""),
+            priority=fields.get("priority", 0),
             arrival_time=fields["arrival_time"],
         )
         for place, fields in enumerate(waiting)
@@ -94,13 +92,18 @@ def order(policy: Policy, cached: list[Any], waiting: list[dict[str, Any]]) -> l
 
 
 @pytest.fixture(scope="module")
-def sglang() -> Any:
-    data = {
-        "checkpoint": str(models.path("tiny-chat")),
-        "operations": OPERATIONS,
-        "queues": QUEUES,
-    }
-    return upstream(SCRIPT.read_text(), data)
+def sglang() -> dict[str, Any]:
+    tree, policy = (
+        (SCRIPTS / f"sglang_{name}.py").read_text() for name in ("radix_cache", "schedule_policy")
+    )
+    queues = {"checkpoint": str(models.path("tiny-chat")), "queues": QUEUES}
+    trace, orders = ask(
+        [
+            Question(tree, {"operations": OPERATIONS, "show_tree": False}),
+            Question(policy, queues),
+        ]
+    )
+    return {"trace": trace, "orders": orders}
 
 
 class ForgetsLocksInASplit(RadixCache):

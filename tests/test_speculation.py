@@ -9,7 +9,6 @@ indexes them in the next step, which that request does not have).
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from copy import copy
-from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -41,10 +40,10 @@ from inferlab.engine.sampler import draw, token_probabilities
 from inferlab.engine.scheduler import ScheduledRequest
 from inferlab.engine.speculation import greedy_verify, rejection_sample, residual_distribution
 from inferlab.lab import upstream
+from inferlab.lab.upstream import SCRIPTS
 from tests.oracle import MAX_NEW_TOKENS, disagreements, prompts
 
 TARGET = models.path("tiny-chat")
-SCRIPTS = Path(__file__).parent / "upstream"
 ALPHA = 1e-6
 QUESTION = "<|bos|><|user|>What is 12 + 34?<|end|><|assistant|>"
 

@@ -7,7 +7,6 @@ instead, with the same assertions; none was present where they were written.
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from inferlab.engine.step_graph import (
 from inferlab.engine.torch_llama import DEVICE, GraphedLlama, GraphedStep
 from inferlab.lab import upstream
 from inferlab.lab.paths import ROOT
+from inferlab.lab.upstream import SCRIPTS
 from tests.oracle import MAX_NEW_TOKENS, disagreements
 
 CHECKPOINT = models.path("tiny-chat")
@@ -137,7 +137,7 @@ def test_sizes_and_dispatch_equal_those_of_vllm() -> None:
         for mode in GraphMode
         for sizes, max_num_seqs in ladders
     ]
-    script = (Path(__file__).parent / "upstream" / "vllm_cudagraphs.py").read_text()
+    script = (SCRIPTS / "vllm_cudagraph_dispatcher.py").read_text()
     theirs = upstream(script, {"limits": limits, "cases": cases})
     assert [capture_sizes(*limit) for limit in limits] == theirs["sizes"]
     seen = set()

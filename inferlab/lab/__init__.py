@@ -3,17 +3,18 @@
 Contract: an experiment is declared in `experiments/*.yml` and named `week04/block-size`. `load`
 replays the recorded result and needs the standard library only, so it works in Colab; `run`
 measures live with the engines' own server and load generator; `upstream` asks the engines' own
-classes. No process outlives the call that started it. Every result carries its provenance, every
-sample, and a seal for every field: a file that was cut short or edited is refused.
+classes, and `upstream_answer` replays what they answered. No process outlives the call that started
+it. Every result carries its provenance, every sample, and a seal for every field: a file that was
+cut short or edited is refused.
 
 The command line is `python -m inferlab.lab` (`list`, `show`, `run`, `compare`, `doctor`,
-`contribute`).
+`upstream`, `contribute`).
 """
 
 from inferlab.lab.difference import ClaimError, Verdict, claim, differs
 from inferlab.lab.results import ResultError, load
 from inferlab.lab.table import Table
-from inferlab.lab.upstream import upstream
+from inferlab.lab.upstream import upstream, upstream_answer
 
 __all__ = [
     "ClaimError",
@@ -25,6 +26,7 @@ __all__ = [
     "load",
     "run",
     "upstream",
+    "upstream_answer",
 ]
 
 

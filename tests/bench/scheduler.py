@@ -10,7 +10,7 @@ from tests.bench.measurement import Measurement
 from tests.scheduler_traces import Trace, busy_trace, step_seconds
 
 TITLE = "Scheduler step, all requests decoding (one sample: the median of 40 steps)"
-SCRIPT = Path(__file__).parents[1] / "upstream" / "vllm_scheduler.py"
+SCRIPT = Path(__file__).parents[1] / "upstream" / "vllm_scheduler_speed.py"
 STEADY = slice(10, 50)  # after the prefills, before the first request ends
 SIZES = {
     "64 running": busy_trace(64),
@@ -31,7 +31,6 @@ def vllms(repeats: int) -> list[float]:
     question = {
         "checkpoint": str(models.path("tiny-chat")),
         "traces": [SIZES["256 running"]] * repeats,
-        "timed": True,
     }
     runs = upstream(SCRIPT.read_text(), question)
     return [1e6 * median(seconds[STEADY]) for seconds in runs]

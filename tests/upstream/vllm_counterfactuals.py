@@ -4,27 +4,23 @@ Each entry of the answer holds what happens with the line and without it. The mo
 4's source questions say the same.
 """
 
+import os
+import sys
 from unittest.mock import patch
 
-import torch
-from vllm import SamplingParams
-from vllm.utils.hashing import sha256
 from vllm.v1.core.block_pool import BlockPool
-from vllm.v1.core.kv_cache_manager import KVCacheManager
-from vllm.v1.core.kv_cache_utils import (
-    FreeKVCacheBlockQueue,
-    get_request_block_hasher,
-    init_none_hash,
-)
+from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
 from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-from vllm.v1.request import Request
+
+sys.path.insert(0, os.getcwd())
+
+from experiments.upstream import vllm_kv_cache_manager
+from experiments.upstream.vllm_kv_cache_manager import table
 
 BLOCK_SIZE = 16
 
 
 def main(data):
-    init_none_hash(sha256)
     queue = FreeKVCacheBlockQueue
     return {
         "remove": both(hit_and_allocate, queue, "remove", lambda queue, block: None),
@@ -88,16 +84,7 @@ def hit_that_is_all_room():
 
 
 def new_manager(usable_blocks):
-    spec = FullAttentionSpec(BLOCK_SIZE, num_kv_heads=1, head_size=1, dtype=torch.float32)
-    groups = [KVCacheGroupSpec(["layer"], spec)]
-    return KVCacheManager(
-        KVCacheConfig(num_blocks=usable_blocks + 1, kv_cache_tensors=[], kv_cache_groups=groups),
-        max_model_len=8192,
-        scheduler_block_size=BLOCK_SIZE,
-        hash_block_size=BLOCK_SIZE,
-        enable_caching=True,
-        log_stats=False,
-    )
+    return vllm_kv_cache_manager.new_manager(usable_blocks + 1, BLOCK_SIZE)
 
 
 def prompt(first, count):
@@ -105,24 +92,9 @@ def prompt(first, count):
 
 
 def new_request(name, token_ids):
-    return Request(
-        request_id=name,
-        prompt_token_ids=token_ids,
-        sampling_params=SamplingParams(max_tokens=1),
-        pooling_params=None,
-        block_hasher=get_request_block_hasher(BLOCK_SIZE, sha256),
-    )
+    return vllm_kv_cache_manager.new_request(name, token_ids, "", BLOCK_SIZE)
 
 
 def admit(manager, name, token_ids):
     request = new_request(name, token_ids)
-    hit, num_hit_tokens, _ = manager.get_computed_blocks(request)
-    num_new_tokens = len(token_ids) - num_hit_tokens
-    if manager.allocate_slots(request, num_new_tokens, num_hit_tokens, hit) is None:
-        return None
-    request.num_computed_tokens = len(token_ids)
-    return request
-
-
-def table(manager, name):
-    return manager.get_block_ids(name)[0]
+    return None if vllm_kv_cache_manager.admit(manager, request) is None else request
