@@ -17,9 +17,10 @@ from typing import Any
 
 import submitit
 
-from inferlab.lab import runner, slurm_array, specification
+from inferlab.lab import measurement, slurm_array, specification
 from inferlab.lab.guarded_process import GuardedProcess
-from inferlab.lab.plan import Plan, Point
+from inferlab.lab.plan import Plan
+from inferlab.lab.point import Point
 from inferlab.lab.server import free_port
 from tests.test_lab_physics import POSSIBLE as POSSIBLE_ROW
 
@@ -126,12 +127,12 @@ def measure_group_without_engines(*arguments: Any) -> None:
     folder = Path(os.environ[FOLDER])
     specification.EXPERIMENTS = folder
     slurm_array.LOGS = folder / "logs"
-    runner.measure_servers = measure_without_engines
+    measurement.measure_servers = measure_without_engines
     slurm_array.measure_group(*arguments)
 
 
 def measure_without_engines(
-    plan: Plan, point: Point, running: runner.Engines, seed: int
+    plan: Plan, point: Point, running: measurement.Engines, seed: int
 ) -> tuple[dict[str, float], dict[str, list[Any]]]:
     """A row that could have been measured, after the points that `hold` names are let go."""
     folder, job = Path(os.environ[FOLDER]), submitit.JobEnvironment().job_id

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from inferlab.lab import runner, specification
+from inferlab.lab import runner
 from inferlab.lab.table import Table
+from tests.scratch_experiments import scratch_experiments
 from tests.test_engines_runs import descendants
 from tests.test_lab_processes import wait_for
 
@@ -38,11 +39,8 @@ experiments:
 
 
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, engine: str, grid: str) -> Table:
-    profiles = (specification.EXPERIMENTS / "profiles.yml").read_text()
-    (folder / "profiles.yml").write_text(profiles)
-    (folder / "workloads.yml").write_text(SHARED)
-    (folder / "week99.yml").write_text(WEEK.format(engine=engine, grid=grid))
-    monkeypatch.setattr(specification, "EXPERIMENTS", folder)
+    week = WEEK.format(engine=engine, grid=grid)
+    scratch_experiments(folder, monkeypatch, workloads=SHARED, week99=week)
     monkeypatch.setattr(runner, "LIVE", folder / "live")
     monkeypatch.setattr(runner, "LOGS", folder / "logs")
     before = set(descendants(os.getpid()))

@@ -33,7 +33,13 @@ def test_vllm_bench_serve_loads_our_server(server: OurServer, tmp_path: Path) ->
             before = server.metrics().values
             where = ["--base-url", server.url, "--backend", backend, "--endpoint", endpoint]
             names = ["--model", CHECKPOINT, "--served-model-name", "tiny-chat", "--ignore-eos"]
-            answer = generator.ask([str(a) for a in (*where, *names, *workload)])
+            asked = [
+                "--percentile-metrics",
+                "ttft,tpot,itl,e2el",
+                "--metric-percentiles",
+                "50,90,99",
+            ]
+            answer = generator.ask([str(a) for a in (*where, *names, *workload, *asked)])
             assert answer["completed"] == NUM_PROMPTS
             assert answer["failed"] == 0
             assert answer["output_lens"] == [OUTPUT_LENGTH] * NUM_PROMPTS

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from inferlab.lab import deployment, runner, specification, upstream
+from inferlab.lab import deployment, runner, upstream
 from inferlab.lab.engines import environment_folder, interpreter, versions
 from inferlab.lab.paths import ROOT
+from tests.scratch_experiments import scratch_experiments
 from tests.test_lab_processes import is_alive, wait_for
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow]
@@ -31,7 +32,8 @@ experiments:
         server: {num-gpu-blocks-override: [6, 64], block-size: 32, max-num-seqs: 4}
       - engine: transformers
         workload: eight
-        baseline: {batch-size: [4, 8]}
+        program: static-batches
+        options: {batch-size: [4, 8]}
 """
 EIGHT = """\
 eight:
@@ -44,11 +46,7 @@ eight:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A small experiment whose specification, results and logs lie in a scratch folder."""
-    text = (specification.EXPERIMENTS / "profiles.yml").read_text()
-    (tmp_path / "profiles.yml").write_text(text)
-    (tmp_path / "workloads.yml").write_text(EIGHT)
-    (tmp_path / "week99.yml").write_text(TINY)
-    monkeypatch.setattr(specification, "EXPERIMENTS", tmp_path)
+    scratch_experiments(tmp_path, monkeypatch, workloads=EIGHT, week99=TINY)
     monkeypatch.setattr(runner, "LIVE", tmp_path / "live")
     monkeypatch.setattr(runner, "LOGS", tmp_path / "logs")
     return tmp_path
@@ -135,7 +133,7 @@ runner.run_experiment("week99/tiny", "cpu", record=False)
 
     def reached() -> bool:
         assert starter.poll() is None, starter.stderr.read() if starter.stderr else ""
-        logs = (tiny / "logs").rglob("server-*.log")
+        logs = (tiny / "logs").rglob("*-vLLM-*.log")
         return len(descendants(starter.pid)) >= 5 and any(marker in log.read_text() for log in logs)
 
     try:

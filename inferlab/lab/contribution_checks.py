@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from inferlab import models
 from inferlab.lab import physics
 from inferlab.lab.difference import ENOUGH_REPEATS, named
 from inferlab.lab.pins import pinned_versions
 from inferlab.lab.plan import Plan
-from inferlab.lab.provenance import git
+from inferlab.lab.provenance import git, model_facts
 from inferlab.lab.results import (
     DOCUMENT_FIELDS,
     POINT_FIELDS,
@@ -59,17 +58,11 @@ def fields(document: Document, plan: Plan) -> Iterator[str]:
 
 
 def model(document: Document, plan: Plan) -> Iterator[str]:
-    """The profile's model, and for a checkpoint of the course the same weights."""
-    found, profile = document["provenance"]["model"], plan.profile
-    local = profile.model in models.names()
-    expected = {
-        "name": profile.model,
-        "weights_sha256": models.weights_hash(profile.model) if local else "",
-        "decode_weight_bytes": profile.decode_weight_bytes,
-        "kv_bytes_per_token": profile.kv_bytes_per_token,
-    }
-    if any(found[name] != value for name, value in expected.items()):
-        yield f"The model was {found}, and the profile's is {expected}: {AGAIN}"
+    """The models of the specification, and for checkpoints of the course the same weights."""
+    found = document["provenance"]["models"]
+    expected = {name: model_facts(name) for name in plan.models}
+    if found != expected:
+        yield f"The models were {found}, and the specification's are {expected}: {AGAIN}"
 
 
 def points(document: Document, plan: Plan) -> Iterator[str]:
@@ -168,7 +161,7 @@ def personal(document: Document, plan: Plan) -> Iterator[str]:
         text
         for _, text in texts(
             [
-                *(plan.identifier, plan.profile_name, plan.profile.model, plan.profile.environment),
+                *(plan.identifier, plan.profile_name, *plan.models, plan.profile.environment),
                 *(experiment.question, experiment.prediction, experiment.metrics),
                 *([point.parameters, plan.commands(point)] for point in plan.points),
             ]

@@ -1,21 +1,31 @@
-"""All the servers of a point: one, or several that are alike behind a router."""
+"""All the servers of a point: one, or several, with what stands before and beside them."""
 
+import itertools
+import shutil
 import threading
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-import httpx
-
-from inferlab.lab import launch
-from inferlab.lab.plan import Plan, Point
-from inferlab.lab.server import EngineError, Readiness, Server, free_port
+from inferlab.lab import gpu_check, kv_store, kv_transfer, launch
+from inferlab.lab.arrangement import ENGINES, Process, Role
+from inferlab.lab.plan import Plan
+from inferlab.lab.point import Point
+from inferlab.lab.server import EngineError, PortTakenError, Server, free_port
 from inferlab.lab.server_metrics import PEAKS, Snapshot, together
 
 SAMPLE_EVERY_S = 0.25
+# A port can be taken between choosing it and listening on it.
+PORT_ATTEMPTS = 3
+# What the engines compile is kept in these folders, which two servers must not share.
+CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
 class Deployment(AbstractContextManager["Deployment"]):
     """Servers that hold the model, and the port that requests go to.
+
+    What they compile and keep on disk lies below `log_folder`, and goes when they do: every server
+    starts as if it were the first.
 
     Raises:
         EnginesMissingError: if an engine is not installed.
@@ -24,74 +34,123 @@ class Deployment(AbstractContextManager["Deployment"]):
 
     def __init__(self, plan: Plan, point: Point, log_folder: Path) -> None:
         self.point = point
-        self.servers: list[Server] = []
-        name = "-".join(str(value) for value in point.parameters.values()).replace("/", "-")
-        with ExitStack() as started:
-            for number in range(point.workers):
-                port = free_port()
-                log = log_folder / f"server-{name}-{number}.log"
-                command = plan.server_command(point, port)
-                called = launch.NAMES[point.engine]
-                server = Server(called, command, port, plan.profile.environment, log)
-                self.servers.append(started.enter_context(server))
-            self.port = self.servers[0].port
-            self.router: Server | None = None
-            if point.workers > 1:
-                self.port = free_port()
-                ports = [server.port for server in self.servers]
-                command = launch.router_command(ports, self.port, free_port(), point.router)
-                log = log_folder / f"router-{name}.log"
-                self.router = started.enter_context(
-                    Server(launch.NAMES["router"], command, self.port, {}, log, all_workers(ports))
-                )
-            self._started = started.pop_all()
+        self.log_folder = log_folder
+        self.scratch = log_folder / f"{point.name}.scratch"
+        self._started = itertools.count()
+        self._running: list[tuple[Process, Server]] = []
+        self.kept = self.scratch / "kv"
+        for attempts_left in reversed(range(PORT_ATTEMPTS)):
+            # A run that was killed could not remove it.
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            self.kept.mkdir(parents=True)
+            try:
+                for process in plan.processes(point, free_ports().__next__, str(self.kept)):
+                    self._running.append((process, self._start(process)))
+                return
+            except BaseException as error:
+                self.stop()
+                if not isinstance(error, PortTakenError) or not attempts_left:
+                    raise
+
+    def _start(self, process: Process) -> Server:
+        called = f"{process.name.replace(' ', '-')}-{next(self._started)}"
+        environment = gpu_check.with_slices(process.environment)
+        if process.role in ENGINES:
+            environment |= dict.fromkeys(CACHES, str((self.scratch / called).absolute()))
+        log = self.log_folder / f"{self.point.name}-{called}.log"
+        return Server(
+            process.name, process.command, process.port, environment, log, process.readiness
+        )
+
+    @property
+    def port(self) -> int:
+        """Where requests go."""
+        return self._running[-1][0].port
+
+    @property
+    def engines(self) -> list[Server]:
+        return self.servers("engine")
+
+    def servers(self, role: Role) -> list[Server]:
+        return [server for process, server in self._running if process.role == role]
 
     def is_running(self) -> bool:
-        return all(server.is_running() for server in self._all())
+        return all(server.is_running() for _, server in self._running)
 
     def require_running(self) -> None:
         """Raises EngineError with the log of a server that has ended."""
-        for server in self._all():
-            if not server.is_running():
-                raise EngineError(f"The {server.name} server ended.", server.last_lines())
+        for _, server in self._running:
+            server.require_running()
 
     def can_serve(self, point: Point) -> bool:
         """True if these are the servers that `point` needs, and they can be made as good as new."""
         is_same = self.point.has_the_servers_of(point)
         return is_same and self.is_running() and point.engine in launch.FORGET
 
+    def forget_everything(self) -> None:
+        """Empty prefix caches and KV store: with the same seed, two points share prompts.
+
+        Raises:
+            EngineError: if a server does not do it.
+        """
+        self.forget_prefixes()
+        for store in self.servers("store"):
+            kv_store.clear(store, self.kept)
+        if self.point.disaggregated:
+            kv_transfer.forget(self.kept)
+
     def forget_prefixes(self) -> None:
-        """Empty the prefix caches: with the same seed, two points have prompts in common.
+        """Empty the engines' prefix caches.
 
         Raises:
             EngineError: if a server does not do it.
         """
         path = launch.FORGET.get(self.point.engine)
-        for server in self.servers if path else []:
-            server.post(str(path))
+        for process, server in self._running:
+            if path and process.role in ENGINES:
+                server.post(path)
+
+    def restart(self, role: Role) -> None:
+        """Stop all servers of a role, then start them again, on the same ports.
+
+        Raises:
+            EngineError: if one does not come up.
+        """
+        meant = [n for n, (process, _) in enumerate(self._running) if process.role == role]
+        for number in reversed(meant):
+            self._running[number][1].stop()
+        for number in meant:
+            process = self._running[number][0]
+            self._running[number] = (process, self._start(process))
 
     def snapshot(self) -> Snapshot:
-        """Everything that the servers' `/metrics` say now, summed."""
-        return together(server.snapshot() for server in self.servers)
+        """Everything that the engines' `/metrics` say now, summed."""
+        return together(server.snapshot() for server in self.engines)
+
+    def stored(self) -> dict[str, float]:
+        """What the KV store has counted by now; nothing without one."""
+        found: dict[str, float] = {}
+        for store in self.servers("store"):
+            found |= kv_store.counted(store)
+        return found
 
     def stop(self) -> None:
-        self._started.close()
+        while self._running:
+            self._running.pop()[1].stop()
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _all(self) -> list[Server]:
-        return [*self.servers, *([self.router] if self.router else [])]
 
-
-def all_workers(ports: list[int]) -> Readiness:
-    """The router answers `/health` before it knows its workers, and requests with an error."""
-
-    def are_known(response: httpx.Response) -> bool:
-        healthy = [worker for worker in response.json()["workers"] if worker["is_healthy"]]
-        return len(healthy) == len(ports)
-
-    return Readiness("/workers", are_known)
+def free_ports() -> Iterator[int]:
+    """Ports that nothing listens on, none of them twice."""
+    given: set[int] = set()
+    while True:
+        port = free_port()
+        if port not in given:
+            given.add(port)
+            yield port
 
 
 class PeakReader:

@@ -13,6 +13,7 @@ from inferlab.lab.gpu_check import gpu_findings
 from inferlab.lab.model_check import model_findings
 from inferlab.lab.paths import ROOT
 from inferlab.lab.pins import pinned_versions
+from inferlab.lab.plan import plan_experiment
 from inferlab.lab.server import free_port
 from inferlab.lab.specification import (
     Arm,
@@ -50,10 +51,10 @@ def findings(profile_name: str) -> list[Finding]:
     missing = {ENGINES[command][1] for command, found in installed.items() if not found.ok}
     return [
         *installed.values(),
-        *(gpu_findings(profile_name, profile) if on_gpu else [memory_finding()]),
+        *(gpu_findings(profile) if on_gpu else [memory_finding()]),
         compiler_finding(),
         disk_finding(),
-        *model_findings(profile),
+        *model_findings(models_of(profile_name)),
         ports_finding(),
         processes_finding(),
         *experiment_findings(profile_name, missing),
@@ -173,6 +174,19 @@ def experiment_findings(profile_name: str, missing: set[str]) -> Iterator[Findin
             yield Finding(identifier, not lacking, detail)
 
 
+def models_of(profile_name: str) -> list[str]:
+    """Names of the models that the experiments of a profile use."""
+    names = []
+    for identifier in experiment_identifiers():
+        if profile_name in load_experiment(identifier).profiles:
+            plan = plan_experiment(identifier, profile_name)
+            names += plan.models
+            # Drafters. A checkpoint of ours is a path by now, and is needed as a model as well.
+            flags = (flag for point in plan.points for flag in point.server.items())
+            names += [str(v) for f, v in flags if f.endswith(".model") and str(v).count("/") == 1]
+    return list(dict.fromkeys(names))
+
+
 def engines_of(arms: list[Arm]) -> set[str]:
     """Names of the engines that an experiment starts."""
     # Every request comes from vLLM's load generator, whoever serves it.
@@ -181,6 +195,6 @@ def engines_of(arms: list[Arm]) -> set[str]:
         needed.add(arm.engine)
         if arm.workers > 1:
             needed.add("sglang-router")
-        if "LMCache" in str(arm.server):
+        if arm.kv_store is not None:
             needed.add("lmcache")
     return {name for command, (_, name) in ENGINES.items() if command in needed}

@@ -2,9 +2,11 @@
 
 import csv
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from string import Template
 
 from inferlab.lab.finding import Finding
 from inferlab.lab.specification import Profile
@@ -17,8 +19,6 @@ REPORTED_SHARE = 0.97
 ANSWER_WITHIN_S = 60.0
 GPU_FIELDS = ("index", "uuid", "name", "memory.total", "driver_version", "mig.mode.current")
 PROCESS_FIELDS = ("gpu_uuid", "pid", "process_name", "used_memory")
-# Flags of vLLM and of SGLang for the number of GPUs that one server computes on.
-PARALLEL_FLAGS = ("tensor-parallel-size", "tp-size")
 
 
 class NvidiaError(RuntimeError):
@@ -37,14 +37,14 @@ class Gpu:
     mig: bool
 
 
-def gpu_findings(profile_name: str, profile: Profile) -> list[Finding]:
+def gpu_findings(profile: Profile) -> list[Finding]:
     """Driver, number, kind, memory, partitions and use of the GPUs."""
     try:
         gpus = visible([as_gpu(line) for line in query("gpu", GPU_FIELDS)])
         users = query("compute-apps", PROCESS_FIELDS)
     except NvidiaError as error:
         return [Finding("nvidia-smi", False, str(error))]
-    needed = gpus_needed(profile)
+    needed = 1 if profile.hardware.slices else profile.hardware.devices
     if len(gpus) < needed:
         hidden = (
             " (CUDA_VISIBLE_DEVICES hides others)" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
@@ -56,7 +56,7 @@ def gpu_findings(profile_name: str, profile: Profile) -> list[Finding]:
     return [
         Finding("GPUs", True, f"{len(gpus)} found{spare}"),
         driver_finding(used[0]),
-        *(finding for gpu in used for finding in one_gpu(gpu, profile_name, profile)),
+        *(finding for gpu in used for finding in one_gpu(gpu, profile)),
         users_finding([user for user in users if user[0] in {gpu.uuid for gpu in used}]),
     ]
 
@@ -118,12 +118,6 @@ def visible(gpus: list[Gpu]) -> list[Gpu]:
     return [gpu for name in names for gpu in gpus if name in (gpu.index, gpu.uuid)]
 
 
-def gpus_needed(profile: Profile) -> int:
-    """GPUs that the largest server of the profile computes on."""
-    flags = [flags.get(name, 1) for flags in profile.servers.values() for name in PARALLEL_FLAGS]
-    return max(int(value) for value in [1, *flags])
-
-
 def driver_finding(gpu: Gpu) -> Finding:
     if int(gpu.driver.partition(".")[0]) >= OLDEST_DRIVER:
         return Finding("driver", True, gpu.driver)
@@ -134,7 +128,7 @@ def driver_finding(gpu: Gpu) -> Finding:
     return Finding("driver", False, advice)
 
 
-def one_gpu(gpu: Gpu, profile_name: str, profile: Profile) -> Iterator[Finding]:
+def one_gpu(gpu: Gpu, profile: Profile) -> Iterator[Finding]:
     """Kind, memory and partitions of one GPU."""
     what, hardware = f"GPU {gpu.index}", profile.hardware
     right = hardware.gpu is not None and hardware.gpu in gpu.name
@@ -144,8 +138,7 @@ def one_gpu(gpu: Gpu, profile_name: str, profile: Profile) -> Iterator[Finding]:
     enough = gpu.memory_bytes >= REPORTED_SHARE * wanted
     advice = "" if enough else f", and the profile needs {gib(wanted)}: take a larger GPU"
     yield Finding(f"{what} memory", enough, gib(gpu.memory_bytes) + advice)
-    # Profiles of partitions are named so: `a100-mig`.
-    partitioned = profile_name.endswith("-mig")
+    partitioned = hardware.slices
     mode = "on" if gpu.mig else "off"
     advice = ""
     if gpu.mig != partitioned:
@@ -165,3 +158,23 @@ def users_finding(users: list[list[str]]) -> Finding:
 
 def gib(memory: int) -> str:
     return f"{memory / 2**30:.0f} GiB"
+
+
+def with_slices(environment: dict[str, str]) -> dict[str, str]:
+    """`environment` with the slices' identifiers in place of $SLICE_0, $SLICE_1 and so on.
+
+    Raises:
+        NvidiaError: if there are fewer slices than are named.
+    """
+    if not any("$SLICE_" in value for value in environment.values()):
+        return environment
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    slices = re.findall(r"\bUUID: (MIG-[\w/-]+)\)", listed.stdout)
+    known = {f"SLICE_{number}": identifier for number, identifier in enumerate(slices)}
+    try:
+        return {name: Template(value).substitute(known) for name, value in environment.items()}
+    except KeyError as error:
+        raise NvidiaError(
+            f"`nvidia-smi -L` lists {len(slices)} MIG slices, and {error.args[0]} is needed: make "
+            f"them with `sudo nvidia-smi mig -cgi 3g.40gb,3g.40gb -C`"
+        ) from None

@@ -7,12 +7,20 @@ from typing import Any
 
 
 def write_json(path: Path, contents: Any) -> None:
-    """Write `contents` to `path` atomically; NaN is refused, since it is not JSON."""
+    """Write `contents` to `path` atomically; NaN is refused, since it is not JSON.
+
+    Raises:
+        OSError: if the disk is full, or the folder may not be written to; nothing is left then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("w") as file:
-        json.dump(contents, file, separators=(",", ":"), allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    try:
+        with scratch.open("w") as file:
+            json.dump(contents, file, separators=(",", ":"), allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise

@@ -9,10 +9,15 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from inferlab.lab import engines
-from inferlab.lab.specification import Flags
+from inferlab.lab.specification import Flags, Hardware
 from inferlab.lab.table import ENGINES
 
-NAMES = {engine: name for engine, (name, _) in ENGINES.items()} | {"router": "router"}
+NAMES = {
+    **{engine: name for engine, (name, _) in ENGINES.items()},
+    "router": "router",
+    "proxy": "proxy",
+    "store": "KV store",
+}
 OPENING = {
     "vllm": ("vllm", "serve"),
     "sglang": ("sglang", "serve", "--model-path"),
@@ -39,6 +44,22 @@ def router_command(
         *("sglang-router", "launch", "--worker-urls", *workers, *address),
         *flag_arguments(flags, "router"),
     ]
+
+
+def devices(hardware: Hardware, servers: int, number: int) -> dict[str, str]:
+    """The variable that shares the GPUs, or the slices of one, out among equal servers.
+
+    A slice is called by an identifier of its own, which `nvidia-smi -L` lists and the reader puts
+    into the shell variables SLICE_0, SLICE_1 and so on.
+    """
+    if hardware.gpu is None or hardware.devices < servers:
+        return {}
+    if servers == 1 and not hardware.slices:
+        return {}
+    each = 1 if hardware.slices else hardware.devices // servers
+    mine = range(number * each, (number + 1) * each)
+    names = [f"$SLICE_{device}" if hardware.slices else str(device) for device in mine]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(names)}
 
 
 def flag_arguments(flags: Mapping[str, object], engine: str) -> list[str]:

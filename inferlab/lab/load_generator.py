@@ -5,8 +5,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from inferlab.lab import engines
 from inferlab.lab.guarded_process import GuardedProcess
+from inferlab.lab.load_answer import ANSWERS
 from inferlab.lab.server import EngineError
 
 ENGINE_SIDE = Path(__file__).parent / "engine_side"
@@ -24,6 +27,7 @@ class LoadGenerator:
     """
 
     def __init__(self, engine: str, environment: dict[str, str], log: Path) -> None:
+        self.engine = engine
         self.process = GuardedProcess(
             [str(engines.interpreter()), str(SCRIPTS[engine])],
             engines.process_environment(environment),
@@ -35,8 +39,9 @@ class LoadGenerator:
         """The result of `task`: arguments of `vllm bench`, or a task for the baseline.
 
         Raises:
-            EngineError: if the load generator reports a failure, ends, or does not answer in time,
-                as when a server has stopped answering; it is ended then.
+            EngineError: if the load generator reports a failure, ends, answers something else than
+                a result, or does not answer in time, as when a server has stopped answering; it is
+                ended then.
         """
         late = threading.Event()
 
@@ -55,16 +60,37 @@ class LoadGenerator:
             line = ""
         finally:
             watch.cancel()
-        if not line:
-            end = f"gave no answer within {ANSWER_LIMIT_S:.0f} s" if late.is_set() else "ended"
-            raise EngineError(f"The load generator {end}.", self.process.last_lines())
-        answer: dict[str, Any] = json.loads(line)
+        if late.is_set():
+            raise self._failure(f"gave no answer within {ANSWER_LIMIT_S:.0f} s.")
+        if not line.endswith("\n"):
+            self.process.stop()
+            raise self._failure(f"ended.{self.process.how_it_was_killed()}")
+        answer = self._read(line)
         if "error" in answer:
-            raise EngineError(
-                f"The load generator failed: {answer['error']}.", self.process.last_lines()
-            )
+            raise self._failure(f"failed: {answer['error']}.")
         result: dict[str, Any] = answer["result"]
         return result
+
+    def _read(self, line: str) -> dict[str, Any]:
+        """The answer in `line`; one that is of no use ends the load generator: what it writes next
+        may belong to this task."""
+        try:
+            answer: dict[str, Any] = json.loads(line)
+            if "error" not in answer:
+                ANSWERS[self.engine].model_validate(answer["result"])
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = " → ".join(str(part) for part in problem["loc"]) or "result"
+            wrong = f"{where}: {problem['msg'].removeprefix('Value error, ')}"
+        except (KeyError, TypeError, ValueError):
+            wrong = f"it is {line[:80]!r}"
+        else:
+            return answer
+        self.process.stop()
+        raise self._failure(f"gave an answer that is of no use: {wrong}.")
+
+    def _failure(self, what_happened: str) -> EngineError:
+        return EngineError(f"The load generator {what_happened}", self.process.last_lines())
 
     def is_running(self) -> bool:
         return self.process.is_running()

@@ -1,5 +1,6 @@
 """Turns a load generator's answer into flat metrics and per-request samples."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from inferlab.lab.plan import PERCENTILES
@@ -26,8 +27,8 @@ def common_metrics(answer: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def bench_metrics(answer: dict[str, Any]) -> dict[str, float]:
-    """Metrics of one `vllm bench serve` result.
+def bench_metrics(answer: dict[str, Any], objective: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of one `vllm bench serve` result; with an objective, how many answers kept to it.
 
     Raises:
         ValueError: if a request failed: a rate over the others would be meaningless.
@@ -37,12 +38,42 @@ def bench_metrics(answer: dict[str, Any]) -> dict[str, float]:
         raise ValueError(
             f"{answer['failed']} of {answer['num_prompts']} requests failed; the first: {reason}"
         )
-    metrics = common_metrics(answer)
+    metrics = {**common_metrics(answer), "failed_requests": 0}
     for theirs, ours in LATENCIES.items():
         metrics[f"{ours}_mean_ms"] = answer[f"mean_{theirs}_ms"]
         for percentile in PERCENTILES:
             metrics[f"{ours}_p{percentile}_ms"] = answer[f"p{percentile}_{theirs}_ms"]
+    intervals = (interval for request in answer["itls"] for interval in request)
+    metrics["itl_max_ms"] = 1000 * max(intervals, default=0.0)
+    if objective:
+        metrics["good_share"] = good_share(answer, objective)
+        metrics["goodput_requests_per_s"] = metrics["good_share"] * metrics["requests_per_s"]
     return metrics
+
+
+def completed(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer of the load generator with the requests that were answered only."""
+    kept = [number for number, error in enumerate(answer["errors"]) if not error]
+    lists = {
+        name: [values[number] for number in kept]
+        for name, values in answer.items()
+        if isinstance(values, list) and len(values) == len(answer["errors"])
+    }
+    return {**answer, **lists}
+
+
+def good_share(answer: dict[str, Any], objective: Mapping[str, float]) -> float:
+    """Share of the requests whose TTFT and TPOT are both within the objective.
+
+    TPOT is the mean time between a request's tokens; an answer of one token has none to exceed.
+    """
+    good = 0
+    for ttft_s, latency_s, tokens in zip(
+        answer["ttfts"], answer["latencies"], answer["output_lens"]
+    ):
+        tpot_ms = 1000 * (latency_s - ttft_s) / max(tokens - 1, 1)
+        good += 1000 * ttft_s <= objective["ttft_ms"] and tpot_ms <= objective["tpot_ms"]
+    return good / len(answer["output_lens"])
 
 
 def static_batch_metrics(answer: dict[str, Any]) -> dict[str, float]:

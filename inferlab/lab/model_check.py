@@ -1,4 +1,4 @@
-"""Checks that the model of a profile is here, or can be fetched."""
+"""Checks that the models of a profile are here, or can be fetched."""
 
 import json
 import shutil
@@ -9,29 +9,39 @@ import huggingface_hub
 from huggingface_hub import constants
 
 from inferlab import models
+from inferlab.lab.checkpoints import is_ours
 from inferlab.lab.finding import Finding
 from inferlab.lab.paths import without_root
-from inferlab.lab.specification import Profile
+from inferlab.lab.specification import load_models
+from inferlab.models.quantized import CACHE
 
-# Of the weights that a decode step reads. The files hold the input embedding besides, and lie
-# beside a few small ones: 16.1 GB for 15.0 of Llama-3.1-8B.
-FILES_OVER_WEIGHTS = 1.2
 ANSWER_WITHIN_S = 5.0
 
 
-def model_findings(profile: Profile) -> list[Finding]:
-    """The checkpoint, or the downloaded model, or whether it can be downloaded."""
-    if profile.model in models.names():
-        return [checkpoint_finding(profile.model)]
-    snapshot = downloaded(profile.model)
-    fetch = f'`hf download {profile.model} --exclude "original/*"`'
+def model_findings(names: list[str]) -> list[Finding]:
+    """Each model: the checkpoint, or the download, or whether and whither it can be downloaded."""
+    found = [model_finding(name) for name in names]
+    to_fetch = [name for name, finding in zip(names, found) if not finding.ok]
+    facts = load_models()
+    sizes = [facts[name].download_bytes or 0 for name in to_fetch if name in facts]
+    return [*found, disk_finding(sum(sizes))] if any(sizes) else found
+
+
+def model_finding(name: str) -> Finding:
+    """One model."""
+    if name in models.names():
+        return checkpoint_finding(name)
+    if is_ours(name):
+        return Finding(name, True, f"made when it is needed, in {without_root(str(CACHE))}")
+    snapshot = downloaded(name)
+    fetch = f'`hf download {name} --exclude "original/*"`'
     if snapshot is None:
-        return [access_finding(profile.model, fetch), disk_finding(profile)]
+        return access_finding(name, fetch)
     missing = missing_weights(snapshot)
     if missing:
         detail = f"the download lacks {', '.join(missing)}: finish it with {fetch}"
-        return [Finding(profile.model, False, detail), disk_finding(profile)]
-    return [Finding(profile.model, True, "downloaded")]
+        return Finding(name, False, detail)
+    return Finding(name, True, "downloaded")
 
 
 def checkpoint_finding(name: str) -> Finding:
@@ -88,16 +98,16 @@ def access_finding(model: str, fetch: str) -> Finding:
     return Finding(model, False, f"not downloaded; {advice}")
 
 
-def disk_finding(profile: Profile) -> Finding:
-    """Room for the files of the weights, where Hugging Face puts them."""
+def disk_finding(needed: int) -> Finding:
+    """Room for `needed` bytes of weights, where Hugging Face puts them."""
     folder = Path(constants.HF_HUB_CACHE)
     while not folder.exists():
         folder = folder.parent
-    free, needed = shutil.disk_usage(folder).free, FILES_OVER_WEIGHTS * profile.decode_weight_bytes
-    detail = f"{free / 1e9:.0f} GB free in {constants.HF_HUB_CACHE}"
+    free = shutil.disk_usage(folder).free
+    detail = f"{free / 1e9:.1f} GB free in {constants.HF_HUB_CACHE}"
     if free < needed:
         detail += (
-            f", and the files of {profile.model} take up to {needed / 1e9:.0f}: free some, or name "
-            f"a folder on a larger disk with HF_HOME"
+            f", and what is not downloaded takes {needed / 1e9:.1f}: free some, or name a folder "
+            f"on a larger disk with HF_HOME"
         )
-    return Finding("disk for the model", free >= needed, detail)
+    return Finding("disk for the models", free >= needed, detail)

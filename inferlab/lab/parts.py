@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from inferlab.lab import provenance
-from inferlab.lab.plan import Plan, Point
+from inferlab.lab.plan import Plan
+from inferlab.lab.point import Point
 from inferlab.lab.results import Document, ResultError, read_document, write_document
 from inferlab.lab.runner import new_document
 

@@ -8,6 +8,7 @@ EXPERIMENTS = ROOT / "experiments"
 RECORDED = ROOT / "results"
 LIVE = ROOT / "build" / "results"
 LOGS = ROOT / "build" / "logs"
+PROMPTS = ROOT / "build" / "prompts"
 
 
 def result_path(folder: Path, profile: str, experiment: str) -> Path:

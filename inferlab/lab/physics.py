@@ -8,7 +8,9 @@ the result that is checked.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from inferlab.lab.plan import Plan, Point
+from inferlab.lab.plan import Plan
+from inferlab.lab.point import Point
+from inferlab.lab.specification import load_model_facts
 
 # Rates come from one clock and percentiles from another reading of it: they agree to this share.
 TOLERANCE = 0.02
@@ -19,7 +21,9 @@ class Ceilings:
     """What the hardware, the model and the workload allow.
 
     `max_num_seqs` is the batch limit of the server; `max_concurrency` (None: all at once) is the
-    workload's; `exact_lengths` is true where end-of-text is ignored.
+    workload's; `tokens_per_step` is what one step can give a sequence, above 1 with speculation;
+    `is_served` is false for a program that times no single request; `exact_lengths` is true where
+    end-of-text is ignored.
     """
 
     decode_weight_bytes: int
@@ -28,6 +32,8 @@ class Ceilings:
     memory_bytes: int
     max_num_seqs: int
     max_concurrency: int | None
+    tokens_per_step: int
+    is_served: bool
     exact_lengths: bool
 
 
@@ -35,8 +41,9 @@ Metrics = Mapping[str, float]
 
 
 def decode_floor(metrics: Metrics, ceilings: Ceilings) -> str | None:
-    """A decode step reads every weight once, and gives each sequence at most one token."""
-    floor_ms = 1000 * ceilings.decode_weight_bytes / ceilings.bandwidth_bytes_per_s
+    """A decode step reads every weight once, and gives a sequence one token, or those accepted."""
+    read_ms = 1000 * ceilings.decode_weight_bytes / ceilings.bandwidth_bytes_per_s
+    floor_ms = read_ms / ceilings.tokens_per_step
     step = metrics.get("tpot_mean_ms")
     if step is not None and step < floor_ms:
         return (
@@ -118,16 +125,41 @@ def token_counts(metrics: Metrics, ceilings: Ceilings) -> str | None:
 def prefix_hits(metrics: Metrics, ceilings: Ceilings) -> str | None:
     """Only whole blocks are cached, and the last token of a prompt is always computed."""
     hits = metrics.get("prefix_cache_hits_tokens", 0.0)
+    if not hits:
+        return None
     if hits > metrics.get("prefix_cache_queries_tokens", 0.0):
         return f"{hits:.0f} tokens were prefix hits, more than were looked up."
-    block = metrics.get("kv_block_size_tokens")
+    block, longest = metrics.get("kv_block_size_tokens", 0.0), metrics["input_max_tokens"]
     # With preemption a request comes back with its output as part of its prompt.
-    longest = metrics["input_max_tokens"]
-    if hits and block and longest <= block and not metrics.get("num_preemptions"):
+    if longest <= block and not metrics.get("num_preemptions"):
         return (
             f"{hits:.0f} tokens were prefix hits, and the longest prompt ({longest:.0f} tokens) "
             f"has no full block of {block:.0f} to hit."
         )
+    return None
+
+
+def accepted_drafts(metrics: Metrics, ceilings: Ceilings) -> str | None:
+    """Only what was drafted can be accepted, and a draft has its length at most."""
+    drafts, drafted = metrics.get("drafts", 0.0), metrics.get("draft_tokens", 0.0)
+    accepted = metrics.get("accepted_draft_tokens", 0.0)
+    if accepted > drafted:
+        return f"{accepted:.0f} tokens of drafts were accepted, and {drafted:.0f} were drafted."
+    longest = ceilings.tokens_per_step - 1
+    if drafted > drafts * longest:
+        return (
+            f"{drafted:.0f} tokens were drafted in {drafts:.0f} drafts, and each has at most "
+            f"{longest}."
+        )
+    return None
+
+
+def copy_bandwidth(metrics: Metrics, ceilings: Ceilings) -> str | None:
+    """Nothing is copied faster than the fastest memory can be read."""
+    ceiling = ceilings.bandwidth_bytes_per_s / 1e9
+    copied = metrics.get("copy_gb_per_s", 0.0)
+    if copied > ceiling:
+        return f"A copy at {copied:.0f} GB/s is above the {ceiling:.0f} GB/s that memory gives."
     return None
 
 
@@ -137,26 +169,44 @@ CHECKS: tuple[Callable[[Metrics, Ceilings], str | None], ...] = (
     littles_law,
     token_counts,
     prefix_hits,
+    accepted_drafts,
+    copy_bandwidth,
 )
 
 
 def violations(metrics: Metrics, ceilings: Ceilings) -> list[str]:
-    """Every sentence about what is impossible in `metrics`; empty for a possible row."""
-    return [sentence for check in CHECKS if (sentence := check(metrics, ceilings))]
+    """Every sentence about what is impossible in `metrics`; empty for a possible row.
+
+    Raises:
+        KeyError: if the row of a served load lacks a metric.
+    """
+    sentences = []
+    for check in CHECKS:
+        try:
+            sentences.append(check(metrics, ceilings))
+        except KeyError:
+            # A program measures less than a client does, whose row may lack nothing.
+            if ceilings.is_served:
+                raise
+    return [sentence for sentence in sentences if sentence]
 
 
 def ceilings_of(plan: Plan, point: Point, memory_bytes: int) -> Ceilings:
     """Ceilings of one point of a plan, on a machine with `memory_bytes`."""
-    hardware = plan.profile.hardware
+    hardware, model = plan.profile.hardware, load_model_facts(point.model or plan.profile.model)
     per_server = point.server.get("max-num-seqs") or point.server.get("max-running-requests")
-    batch = point.baseline.get("batch-size") or point.workers * int(per_server or 0)
+    batch = point.options.get("batch-size") or point.workers * int(per_server or 0)
+    batch = batch or point.client.get("num-prompts", 1)
     concurrency = point.client.get("max-concurrency")
+    drafted = point.server.get("speculative-config.num_speculative_tokens", 0)
     return Ceilings(
-        decode_weight_bytes=plan.profile.decode_weight_bytes,
-        kv_bytes_per_token=plan.profile.kv_bytes_per_token,
-        bandwidth_bytes_per_s=1e9 * hardware.bandwidth_gb_per_s,
-        memory_bytes=hardware.memory_bytes or memory_bytes,
-        max_num_seqs=int(batch or point.client["num-prompts"]),
+        decode_weight_bytes=model.decode_weight_bytes,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        bandwidth_bytes_per_s=1e9 * hardware.bandwidth_gb_per_s * hardware.devices,
+        memory_bytes=(hardware.memory_bytes or memory_bytes) * hardware.devices,
+        max_num_seqs=int(batch),
         max_concurrency=int(concurrency) if concurrency is not None else None,
+        tokens_per_step=1 + int(drafted),
+        is_served=point.program in (None, "static-batches"),
         exact_lengths=point.client.get("ignore-eos") is True,
     )

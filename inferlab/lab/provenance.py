@@ -10,39 +10,44 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from inferlab import models
 from inferlab.lab import engines
+from inferlab.lab.checkpoints import weights_hash
 from inferlab.lab.paths import ROOT
 from inferlab.lab.plan import Plan
-from inferlab.lab.specification import load_workload
+from inferlab.lab.specification import load_model_facts, load_workload
 
 
 def context(plan: Plan) -> dict[str, Any]:
     """What decides a measurement beside the point itself; a point measured under another context
     is measured again."""
-    local = plan.profile.model in models.names()
     return {
         "versions": engines.versions(),
-        "model": {
-            "name": plan.profile.model,
-            "weights_sha256": models.weights_hash(plan.profile.model) if local else "",
-            "decode_weight_bytes": plan.profile.decode_weight_bytes,
-            "kv_bytes_per_token": plan.profile.kv_bytes_per_token,
-        },
+        "models": {name: model_facts(name) for name in plan.models},
         "hardware": hardware(),
         "environment": plan.profile.environment,
         "seeds": list(range(plan.experiment.repeats)),
     }
 
 
+def model_facts(name: str) -> dict[str, Any]:
+    """The hash of a checkpoint of ours, and what the physics checks take a model for."""
+    return {
+        "weights_sha256": weights_hash(name),
+        **load_model_facts(name).model_dump(),
+    }
+
+
 def provenance(plan: Plan) -> dict[str, Any]:
     """Provenance of a result of `plan` that is measured from now on."""
+    names = [str(p.parameters["workload"]) for p in plan.points if "workload" in p.parameters]
     return {
         **moment(),
         **context(plan),
         "workloads": {
-            name: hash_of(load_workload(name).flags_for(plan.profile_name))
-            for name in dict.fromkeys(str(point.parameters["workload"]) for point in plan.points)
+            name: hash_of(
+                load_workload(name).on(plan.profile.workloads or plan.profile_name).model_dump()
+            )
+            for name in dict.fromkeys(names)
         },
     }
 

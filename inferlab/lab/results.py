@@ -23,7 +23,7 @@ from inferlab.lab.json_file import write_json
 from inferlab.lab.paths import LIVE, RECORDED, result_path, without_root
 from inferlab.lab.table import Table
 
-SCHEMA = 1
+SCHEMA = 2
 Document = dict[str, Any]
 
 DOCUMENT_FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -42,7 +42,7 @@ PROVENANCE_FIELDS: dict[str, type | tuple[type, ...]] = {
     "commit": str,
     "dirty": bool,
     "versions": dict,
-    "model": dict,
+    "models": dict,
     "hardware": dict,
     "environment": dict,
     "seeds": list,
@@ -60,7 +60,7 @@ REPEAT_FIELDS: dict[str, type | tuple[type, ...]] = {"metrics": dict, "samples":
 
 
 class ResultError(ValueError):
-    """A result file is missing, cut short, edited, or of another schema."""
+    """A result file is missing, cut short, edited, of another schema, or cannot be written."""
 
 
 def load(experiment: str, profile: str = "cpu") -> Table:
@@ -82,11 +82,21 @@ def load_live(experiment: str, profile: str = "cpu") -> Table:
 
 
 def write_document(path: Path, document: Document) -> None:
-    """Seal `document` and write it to `path` in one piece."""
+    """Seal `document` and write it to `path` in one piece.
+
+    Raises:
+        ResultError: if the disk does not take it; what `path` held is still there.
+    """
     contents = {name: value for name, value in document.items() if name != "seals"}
     # Sealed as it will be read: JSON turns tuples into lists and keys into strings.
     contents = json.loads(json.dumps(contents, allow_nan=False))
-    write_json(path, {**contents, "seals": seals_of(contents)})
+    try:
+        write_json(path, {**contents, "seals": seals_of(contents)})
+    except OSError as error:
+        raise ResultError(
+            f"{without_root(str(path))} cannot be written ({error.strerror}). What it held is "
+            f"still there: make room for it, and run the same command again."
+        ) from None
 
 
 def read_document(path: Path) -> Document:

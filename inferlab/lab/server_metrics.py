@@ -1,7 +1,7 @@
 """Reads an engine's `/metrics` (Prometheus text): what a run added, and what the cache is."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$")
@@ -15,6 +15,9 @@ COUNTERS = {
     "vllm:request_params_max_tokens_sum": "requested_output_tokens",
     "vllm:prefix_cache_queries_total": "prefix_cache_queries_tokens",
     "vllm:prefix_cache_hits_total": "prefix_cache_hits_tokens",
+    # From a KV store, or from the server that prefills.
+    "vllm:external_prefix_cache_queries_total": "external_queries_tokens",
+    "vllm:external_prefix_cache_hits_total": "external_hits_tokens",
     "vllm:iteration_tokens_total_count": "engine_steps",
     "vllm:iteration_tokens_total_sum": "step_tokens",
     "vllm:request_queue_time_seconds_sum": "queue_time_sum_s",
@@ -27,6 +30,22 @@ COUNTERS = {
     "sglang:queue_time_seconds_sum": "queue_time_sum_s",
     "sglang:num_requests_total": "server_finished_requests",
 }
+# These count only where there is speculation, `--enable-mfu-metrics` or a transfer of K and V.
+# Where they have never grown, nothing was counted, which is not the same as a count of nothing.
+OPTIONAL_COUNTERS = {
+    "vllm:spec_decode_num_drafts_total": "drafts",
+    "vllm:spec_decode_num_draft_tokens_total": "draft_tokens",
+    "vllm:spec_decode_num_accepted_tokens_total": "accepted_draft_tokens",
+    "vllm:estimated_flops_per_gpu_total": "estimated_flop",
+    "vllm:estimated_read_bytes_per_gpu_total": "estimated_read_bytes",
+    "vllm:estimated_write_bytes_per_gpu_total": "estimated_written_bytes",
+    "vllm:nixl_bytes_transferred_sum": "transferred_bytes",
+    "vllm:nixl_bytes_transferred_count": "transfers",
+    "vllm:nixl_xfer_time_seconds_sum": "transfer_time_sum_s",
+    "vllm:nixl_num_failed_transfers_total": "failed_transfers",
+}
+# Accepted tokens of drafts, by their place in the draft from 0 on.
+ACCEPTED_AT = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
 # Gauges: their highest value during the run.
 PEAKS = {
     "vllm:kv_cache_usage_perc": "kv_cache_usage_peak",
@@ -58,6 +77,8 @@ def parse_metrics(text: str) -> Snapshot:
         if match is None:
             continue
         name, labels, value = match.groups()
+        if name == ACCEPTED_AT:
+            name += dict(LABEL.findall(labels))["position"]
         values[name] = values.get(name, 0.0) + float(value)
         if name == "vllm:cache_config_info":
             found = dict(LABEL.findall(labels))
@@ -90,6 +111,12 @@ def run_metrics(before: Snapshot, after: Snapshot, peaks: dict[str, float]) -> d
         if metric.partition(":")[0] in engines
     }
     metrics |= {
+        name: after.values[metric] - before.values.get(metric, 0.0)
+        for metric, name in OPTIONAL_COUNTERS.items()
+        if after.values.get(metric)
+    }
+    metrics |= speculation(before, after)
+    metrics |= {
         name: peaks[metric] for metric, name in PEAKS.items() if metric.partition(":")[0] in engines
     }
     metrics |= after.cache
@@ -106,3 +133,41 @@ def run_metrics(before: Snapshot, after: Snapshot, peaks: dict[str, float]) -> d
     if "step_tokens" in metrics:
         metrics["tokens_per_step_mean"] = metrics.pop("step_tokens") / steps if steps else 0.0
     return metrics
+
+
+def speculation(before: Snapshot, after: Snapshot) -> dict[str, float]:
+    """What became of the drafts between two snapshots; nothing without speculation.
+
+    `accepted_at_1_share` is the share of drafts whose first token was accepted, and so on.
+    """
+
+    def grown(name: str) -> float:
+        return after.values.get(name, 0.0) - before.values.get(name, 0.0)
+
+    places = [name for name in after.values if name.startswith(ACCEPTED_AT)]
+    if not places:
+        return {}
+    # A lookup may find nothing to draft.
+    drafts = grown("vllm:spec_decode_num_drafts_total") or 1.0
+    tokens = grown("vllm:spec_decode_num_draft_tokens_total") or 1.0
+    accepted = grown("vllm:spec_decode_num_accepted_tokens_total")
+    return {
+        "acceptance_share": accepted / tokens,
+        "accepted_per_draft_mean": accepted / drafts,
+        **{
+            f"accepted_at_{1 + int(place.removeprefix(ACCEPTED_AT))}_share": grown(place) / drafts
+            for place in places
+        },
+    }
+
+
+def estimated_rates(metrics: Mapping[str, float]) -> dict[str, float]:
+    """vLLM's own estimate of its arithmetic and traffic, per second; nothing without one."""
+    if not metrics.get("estimated_flop"):
+        return {}
+    moved = metrics["estimated_read_bytes"] + metrics["estimated_written_bytes"]
+    return {
+        "estimated_gflop_per_s": metrics["estimated_flop"] / metrics["duration_s"] / 1e9,
+        "estimated_gb_per_s": moved / metrics["duration_s"] / 1e9,
+        "estimated_flop_per_byte": metrics["estimated_flop"] / moved,
+    }

@@ -15,7 +15,8 @@ from submitit.core.utils import FailedJobError
 from inferlab.lab.cluster import CLUSTER, SlurmError
 from inferlab.lab.parts import points_by_name
 from inferlab.lab.paths import LOGS, without_root
-from inferlab.lab.plan import Plan, Point, plan_experiment
+from inferlab.lab.plan import Plan, plan_experiment
+from inferlab.lab.point import Point
 from inferlab.lab.runner import measure_missing
 
 Task = submitit.Job[None]

@@ -9,6 +9,9 @@ from typing import Any
 UNITS = {
     "_tokens_per_s": "tokens/s",
     "_requests_per_s": "requests/s",
+    "_gb_per_s": "GB/s",
+    "_gflop_per_s": "GFLOP/s",
+    "_flop_per_byte": "FLOP/byte",
     "_per_s": "1/s",
     "_tokens": "tokens",
     "_bytes": "bytes",
@@ -24,6 +27,7 @@ ENGINES = {
     "sglang": ("SGLang", ("sglang",)),
     "transformers": ("transformers", ("transformers",)),
     "inferlab": ("inferlab", ()),
+    "machine": ("NumPy", ("numpy",)),
 }
 
 

@@ -9,7 +9,8 @@ import yaml
 
 from inferlab.lab import specification
 from inferlab.lab.paths import EXPERIMENTS, ROOT, without_root
-from inferlab.lab.plan import Plan, Point, plan_experiment
+from inferlab.lab.plan import Plan, plan_experiment
+from inferlab.lab.point import Point
 from inferlab.lab.yaml_file import SpecificationError
 from inferlab.publish.page import Page, read_page
 from inferlab.publish.problems import Problem
@@ -17,7 +18,9 @@ from inferlab.publish.programs import INDEX, Program, load_programs
 from inferlab.publish.shell import Command, commands_in_markdown, commands_in_shell
 
 OUTSIDE_THE_BOOK = (Path("README.md"), Path("CONTRIBUTING.md"))
-ENGINE = re.compile(r"(python -m )?(vllm|sglang|sglang[-_]router|lmcache|inferlab\.lab)[ .]")
+ENGINE = re.compile(
+    r"(python -m )?(vllm|sglang|sglang[-_]router|lmcache|lm_eval|inferlab\.lab)[ .]"
+)
 
 
 def command_problems(root: Path, pages: Iterable[Page]) -> list[Problem]:

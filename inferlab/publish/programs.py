@@ -36,9 +36,18 @@ PROGRAMS: dict[str, list[str]] = {
     "sglang-router launch": [],
     "python -m sglang_router.launch_router": [],
     "lmcache server": [],
+    "lm_eval run": ["--tasks", "t"],
 }
-OUR_SERVER = "python -m inferlab.engine.server"
-OUR_COMMANDS = ("inferlab.lab", "inferlab.handin")
+# Ours that parse with argparse, in the same way, and those that parse with click.
+OUR_PROGRAMS: dict[str, list[str]] = {
+    "python -m inferlab.engine.server": ["--model", "m"],
+    "python -m inferlab.lab.disaggregated_proxy": ["--prefill", "u", "--decode", "u"],
+}
+OUR_COMMANDS = {
+    "inferlab.lab": "inferlab.lab.__main__",
+    "inferlab.handin": "inferlab.handin.__main__",
+    "inferlab.lab.machine": "inferlab.lab.machine",
+}
 
 FLAG = re.compile("--?[a-zA-Z]")
 # A flag, or the name of an argument that has none, with its keywords of `add_argument`.
@@ -157,9 +166,12 @@ def ask(function: str, data: Any) -> Any:
 
 @functools.cache
 def _our_programs() -> dict[str, Options]:
-    found = {OUR_SERVER: parsers.options([*OUR_SERVER.split(), "--model", "m"])}
-    for module in OUR_COMMANDS:
-        command = importlib.import_module(f"{module}.__main__").main
+    found = {
+        program: parsers.options([*program.split(), *OUR_PROGRAMS[program]])
+        for program in OUR_PROGRAMS
+    }
+    for module, holder in OUR_COMMANDS.items():
+        command = importlib.import_module(holder).main
         if isinstance(command, click.Group):
             for name, subcommand in command.commands.items():
                 found[f"python -m {module} {name}"] = _click_options(subcommand)

@@ -1,0 +1,33 @@
+"""Where an engine finds a model: a checkpoint of ours, one made from ours, or a download."""
+
+import hashlib
+from pathlib import Path
+
+from inferlab import models
+from inferlab.lab.paths import without_root
+from inferlab.models import quantized
+
+
+def is_ours(name: str) -> bool:
+    """Whether the model `name` is a checkpoint of ours, or is made from one."""
+    return name in models.names() or name in quantized.names()
+
+
+def folder(name: str) -> Path:
+    """Folder of a checkpoint of ours; a quantised one is made when it is first asked for."""
+    return models.path(name) if name in models.names() else quantized.path(name)
+
+
+def model_path(name: str) -> str:
+    """What an engine is given to load the model `name`: a path, or a Hugging Face name.
+
+    A path is relative if it is below the root; a student's checkpoints are installed elsewhere.
+    """
+    return without_root(str(folder(name))) if is_ours(name) else name
+
+
+def weights_hash(name: str) -> str:
+    """SHA-256 of the weights file of a checkpoint of ours; empty for another model."""
+    if not is_ours(name):
+        return ""
+    return hashlib.sha256((folder(name) / "model.safetensors").read_bytes()).hexdigest()
