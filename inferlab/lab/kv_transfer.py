@@ -1,7 +1,8 @@
 """What a pair of vLLM servers is told, so that one takes over the KV that the other computed.
 
-An arm names its connector as a flag. NixlConnector moves blocks from memory to memory, of two GPUs
-or of two processes; ExampleConnector writes them to a folder and reads them back.
+An arm names its connector as a flag. NixlConnector moves blocks from memory to memory. It runs
+without a GPU too, but a thread of each server asks without pause whether something has come: on two
+cores a prompt then takes seconds. ExampleConnector writes blocks to a folder and reads them back.
 """
 
 import shutil
@@ -46,8 +47,8 @@ def environment(side_channel_port: int) -> dict[str, str]:
     """Variables of one server; through its side channel NIXL's other side learns its addresses."""
     return {
         "VLLM_NIXL_SIDE_CHANNEL_PORT": str(side_channel_port),
-        # Unless told, UCX takes TCP between two processes of one machine, and a read of a MiB takes
-        # ten milliseconds; told so, it copies from the other's memory in half of one.
+        # Unless told, UCX takes TCP between two processes of one machine; told so, it finds that
+        # one can read the other's memory.
         "UCX_TLS": "all",
     }
 
