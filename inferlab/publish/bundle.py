@@ -19,7 +19,7 @@ from inferlab.publish.module import Module
 from inferlab.publish.page import Page
 
 # What a student's kernel never imports: publishing, training, and the weights.
-LEFT_OUT = ("publish", "checkpoints", "train.py", "evaluate.py", "corpus.py", "__pycache__")
+LEFT_OUT = ("publish", "checkpoints", "train.py", "evaluate.py", "__pycache__")
 
 
 def write_bundle(
@@ -84,6 +84,7 @@ def _data(root: Path, week: str) -> list[Path]:
         f"results/*/{week}/*.json",
         f"golden/{week}.json",
         f"experiments/{week}.yml",
+        "experiments/models.yml",
         "experiments/profiles.yml",
         "experiments/workloads.yml",
         "experiments/upstream/*.py",
