@@ -85,7 +85,9 @@ class Deployment(AbstractContextManager["Deployment"]):
     def can_serve(self, point: Point) -> bool:
         """True if these are the servers that `point` needs, and they can be made as good as new."""
         is_same = self.point.has_the_servers_of(point)
-        return is_same and self.is_running() and point.engine in launch.FORGET
+        keeps_prefixes = point.server.get("enable-prefix-caching") is not False
+        can_forget = point.engine in launch.FORGET or not keeps_prefixes
+        return is_same and self.is_running() and can_forget
 
     def forget_everything(self) -> None:
         """Empty prefix caches and KV store: with the same seed, two points share prompts.

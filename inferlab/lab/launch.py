@@ -23,7 +23,7 @@ OPENING = {
     "sglang": ("sglang", "serve", "--model-path"),
     "inferlab": ("python", "-m", "inferlab.engine.server", "--model"),
 }
-# What empties an engine's prefix cache; ours cannot, so its servers are started anew.
+# What empties an engine's prefix cache. Ours cannot: a server of it that keeps one is started anew.
 FORGET = {"vllm": "/reset_prefix_cache", "sglang": "/flush_cache?timeout=10"}
 
 
