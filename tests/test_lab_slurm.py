@@ -296,6 +296,20 @@ def test_machine_without_slurm_is_told_where_to_go(
         run()
 
 
+def test_only_the_pinned_engines_are_recorded(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted = []
+    monkeypatch.setattr(slurm, "RECORDED", tiny / "recorded")
+    monkeypatch.setattr(slurm, "tasks_on_their_way", lambda plan: [])
+    monkeypatch.setattr(slurm, "submit", lambda *arguments: submitted.append(arguments) or [])
+    monkeypatch.setattr(slurm, "queued_tasks", lambda plan: {})
+    monkeypatch.setattr(engines, "versions", lambda: {"sglang": "0.1.2"})
+    with pytest.raises(engines.EnginesMissingError, match=r"sglang 0\.1\.2 \(the lock pins"):
+        run_on_slurm(IDENTIFIER, "cpu", record=True)
+    assert submitted == []
+    run()
+    assert len(submitted) == 1, "a live run takes what there is"
+
+
 def parted(folder: Path) -> PartedResult:
     return PartedResult(plan_experiment(IDENTIFIER, "cpu"), folder / "tiny.json", folder / "parts")
 
