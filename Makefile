@@ -91,11 +91,13 @@ test-fast: lint ## lint and the quick tests: no engine, no site
 	@echo "Running the quick tests …"
 	@$(CORE) -m pytest -m "$(FAST_TESTS)"
 
-test: env engines book lint ## everything: environments, book, lint, all tests
-	@echo "Running all tests …"
-	@$(CORE) -m pytest
+test: env engines book lint ## what CI runs: environments, book, lint, all tests but the longest
+	@echo "Running all tests but the longest …"
+	@$(CORE) -m pytest -m "not full"
 
-test-full: test ## the same as test for now; later weeks add their long runs here
+test-full: env engines book lint ## every test: before a change to the lab or the engines lands
+	@echo "Running every test …"
+	@$(CORE) -m pytest
 
 # Checked before an environment is made, not after.
 ifneq ($(filter experiments,$(MAKECMDGOALS)),)

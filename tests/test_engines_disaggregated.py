@@ -19,7 +19,7 @@ from inferlab.lab.server import Server
 from inferlab.lab.specification import load_model_facts, load_profile
 from tests.oracle import MARGIN, decision_margin
 
-pytestmark = [pytest.mark.engines, pytest.mark.slow]
+pytestmark = [pytest.mark.engines, pytest.mark.slow, pytest.mark.full]
 
 MODEL, BLOCK_SIZE, NEW_TOKENS = "tiny-chat", 32, 8
 # Below a block; whole blocks, one token more and two; and many blocks.

@@ -62,6 +62,7 @@ def test_throughput_accounts_for_every_token_of_every_step(
     assert 0 < metrics["model_time_s"] < metrics["duration_s"]
 
 
+@pytest.mark.full
 def test_lm_eval_on_vllm_judges_each_answer_as_the_checkpoints_card_does(
     points: dict[str, Point], tmp_path: Path
 ) -> None:

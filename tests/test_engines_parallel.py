@@ -15,7 +15,7 @@ from tests.pretended_engines import WORKLOADS
 from tests.scratch_experiments import scratch_experiments
 from tests.test_lab_kills import can_be_bound
 
-pytestmark = [pytest.mark.engines, pytest.mark.slow]
+pytestmark = [pytest.mark.engines, pytest.mark.slow, pytest.mark.full]
 
 RUNS = {"first": "vllm", "second": "sglang", "third": "inferlab", "fourth": "inferlab"}
 EXPERIMENT = """\

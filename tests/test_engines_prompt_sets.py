@@ -16,7 +16,7 @@ from inferlab.lab.server import Server, free_port
 from inferlab.lab.specification import Flags, load_profile
 from tests.test_lab_prompt_sets import with_a_beginning
 
-pytestmark = [pytest.mark.engines, pytest.mark.slow]
+pytestmark = [pytest.mark.engines, pytest.mark.slow, pytest.mark.full]
 
 CONVERSATIONS, BLOCK = 4, 32
 # After an answer of 8 tokens, the block in which a prompt ends is not yet full: which of them are

@@ -14,7 +14,7 @@ from inferlab.lab import upstream
 from inferlab.models import quantized
 from tests import oracle
 
-pytestmark = [pytest.mark.engines, pytest.mark.slow]
+pytestmark = [pytest.mark.engines, pytest.mark.slow, pytest.mark.full]
 SCRIPT = Path(__file__).parent / "upstream" / "vllm_generate.py"
 # vLLM's int4 kernel computes in half precision only.
 DTYPES = {"int8": "float32", "int4": "float16", "int4-awq": "float16"}

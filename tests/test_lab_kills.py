@@ -172,6 +172,7 @@ def test_a_port_that_is_listened_on_cannot_be_bound() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_twenty_kills_lose_nothing_repeat_nothing_and_leave_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +216,7 @@ def test_twenty_kills_lose_nothing_repeat_nothing_and_leave_nothing(
 
 @pytest.mark.engines
 @pytest.mark.slow
+@pytest.mark.full
 def test_kills_while_the_real_load_generator_starts_and_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
