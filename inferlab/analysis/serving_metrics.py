@@ -1,0 +1,101 @@
+"""The metrics of serving, defined once: for the runner's results, the simulator's and the reader's.
+
+Of a request sent at time s whose n tokens reach the client at t_1 … t_n:
+
+- TTFT, time to first token: t_1 - s.
+- ITL, inter-token latency: each t_(i+1) - t_i; a request of n tokens has n - 1 of them.
+- TPOT, time per output token: (t_n - t_1) / (n - 1), the mean ITL of a request.
+- E2E, end-to-end latency: t_n - s.
+
+Percentiles of TTFT, TPOT and E2E are over requests, those of ITL over all intervals of all
+requests. They are linearly interpolated, as `vllm bench serve` does
+(vllm/benchmarks/serve.py:calculate_metrics).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+PERCENTILES = (50, 90, 99)
+
+
+class Answer(NamedTuple):
+    """One request as its client saw it; times in seconds on one clock."""
+
+    sent_s: float
+    token_s: Sequence[float]  # when each token came; at least one
+    input_tokens: int
+
+    @property
+    def ttft_ms(self) -> float:
+        return 1000 * (self.token_s[0] - self.sent_s)
+
+    @property
+    def e2e_ms(self) -> float:
+        return 1000 * (self.token_s[-1] - self.sent_s)
+
+    @property
+    def tpot_ms(self) -> float:
+        """Mean time between two tokens; 0 for an answer of one token."""
+        intervals = len(self.token_s) - 1
+        return 1000 * (self.token_s[-1] - self.token_s[0]) / intervals if intervals else 0.0
+
+
+def summary(
+    answers: Sequence[Answer], objective: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Throughput and latency of a run, under the names of the recorded results.
+
+    The run lasts from the first request to the last token. With an `objective` of `ttft_ms` and
+    `tpot_ms`, also the share of answers that kept to both and how many of these came a second.
+
+    Raises:
+        ValueError: if there is no answer.
+    """
+    if not answers:
+        raise ValueError("There is no answer to summarise: a run has at least one request.")
+    start = min(answer.sent_s for answer in answers)
+    duration_s = max(answer.token_s[-1] for answer in answers) - start
+    outputs = sum(len(answer.token_s) for answer in answers)
+    inputs = sum(answer.input_tokens for answer in answers)
+    metrics = {
+        "duration_s": duration_s,
+        "num_requests": len(answers),
+        "input_tokens": inputs,
+        "output_tokens": outputs,
+        "requests_per_s": len(answers) / duration_s,
+        "output_tokens_per_s": outputs / duration_s,
+        "total_tokens_per_s": (inputs + outputs) / duration_s,
+    }
+    latencies = {
+        "ttft": [answer.ttft_ms for answer in answers],
+        "tpot": [answer.tpot_ms for answer in answers if len(answer.token_s) > 1],
+        "itl": 1000 * np.concatenate([np.diff(answer.token_s) for answer in answers]),
+        "e2e": [answer.e2e_ms for answer in answers],
+    }
+    for name, values in latencies.items():
+        metrics |= _distribution(name, values)
+    if objective is not None:
+        share = sum(is_good(answer, objective) for answer in answers) / len(answers)
+        metrics |= {
+            "good_share": share,
+            "goodput_requests_per_s": share * metrics["requests_per_s"],
+        }
+    return metrics
+
+
+def is_good(answer: Answer, objective: Mapping[str, float]) -> bool:
+    """Whether an answer kept to the objective: `ttft_ms` and `tpot_ms`, each at most."""
+    return answer.ttft_ms <= objective["ttft_ms"] and answer.tpot_ms <= objective["tpot_ms"]
+
+
+def _distribution(name: str, values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Mean, percentiles and maximum; zeros where nothing was measured, as vLLM's benchmark has."""
+    filled = np.asarray(values) if len(values) else np.zeros(1)
+    at = np.percentile(filled, PERCENTILES)
+    return {
+        f"{name}_mean_ms": float(filled.mean()),
+        **{f"{name}_p{p}_ms": float(value) for p, value in zip(PERCENTILES, at)},
+        f"{name}_max_ms": float(filled.max()),
+    }

@@ -1,0 +1,94 @@
+"""Recorded runs of real vLLM as something to simulate: the same settings, the same requests."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inferlab.engine.kv_cache import KVCacheManager
+from inferlab.engine.scheduler import Scheduler
+from inferlab.sim.clients import Clients, Prompt
+
+# What `vllm serve` takes on a CPU where its command line does not say
+# (vllm/engine/arg_utils.py:EngineArgs.get_batch_defaults).
+MAX_NUM_SEQS = 128
+MAX_NUM_BATCHED_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """One repeat of one recorded point."""
+
+    experiment: str
+    parameters: dict[str, Any]
+    repeat: int
+    server: dict[str, str]  # flags of `vllm serve`, without their dashes
+    client: dict[str, str]  # flags of `vllm bench serve`
+    metrics: dict[str, float]
+    samples: dict[str, list[Any]]
+
+    @property
+    def name(self) -> str:
+        values = ", ".join(f"{k}={v}" for k, v in self.parameters.items() if k != "engine")
+        return f"{self.experiment} ({values}), repeat {self.repeat}"
+
+    def scheduler(self) -> Scheduler:
+        """Our scheduler with the server's settings, over as many blocks as it had."""
+        manager = KVCacheManager(
+            int(self.metrics["num_gpu_blocks"]),
+            int(self.metrics["kv_block_size_tokens"]),
+            enable_caching="no-enable-prefix-caching" not in self.server,
+        )
+        return Scheduler(
+            manager,
+            max_num_seqs=int(self.server.get("max-num-seqs", MAX_NUM_SEQS)),
+            max_num_batched_tokens=int(
+                self.server.get("max-num-batched-tokens", MAX_NUM_BATCHED_TOKENS)
+            ),
+            long_prefill_token_threshold=int(self.server.get("long-prefill-token-threshold", 0)),
+            max_model_len=int(self.server["max-model-len"]),
+        )
+
+    def clients(self) -> Clients:
+        """The same requests: at the same times, or, in a closed loop, as soon as others end."""
+        in_flight = self.client.get("max-concurrency")
+        prompts = [
+            Prompt(0.0 if in_flight else arrival_us / 1e6, prompt_tokens, output_tokens)
+            for arrival_us, prompt_tokens, output_tokens in zip(
+                self.samples["arrival_us"],
+                self.samples["input_tokens"],
+                self.samples["output_tokens"],
+            )
+        ]
+        return Clients(prompts, int(in_flight) if in_flight else None)
+
+
+def recorded_runs(path: Path) -> Iterator[RecordedRun]:
+    """Every repeat of the points in a result file in which one vLLM server was measured."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    for point in document["points"]:
+        commands = [shlex.split(command) for command in point["commands"]]
+        servers = [command for command in commands if command[-1] and "serve" in command[:9]]
+        if point["parameters"]["engine"] != "vllm" or point["status"] != "ok" or len(servers) != 2:
+            continue
+        for number, repeat in enumerate(point["repeats"]):
+            yield RecordedRun(
+                document["experiment"],
+                point["parameters"],
+                number,
+                flags(commands[0]),
+                flags(commands[1]),
+                repeat["metrics"],
+                repeat["samples"],
+            )
+
+
+def flags(command: list[str]) -> dict[str, str]:
+    """The flags of a command by name; those without a value have an empty one."""
+    found = {}
+    for word, after in zip(command, [*command[1:], "--"]):
+        if word.startswith("--"):
+            found[word.removeprefix("--")] = "" if after.startswith("--") else after
+    return found
