@@ -91,12 +91,19 @@ class Operator(NamedTuple):
 
 
 def operators(
-    model: ModelShape, step: StepShape, precision: Precision, num_gpus: int = 1
+    model: ModelShape,
+    step: StepShape,
+    precision: Precision,
+    num_gpus: int = 1,
+    experts: Amount | None = None,
 ) -> list[Operator]:
     """The operators of a step, each with its FLOP and bytes, on one of `num_gpus`.
 
     Tensor parallelism divides heads, the feed-forward width and the vocabulary; what is added up
     between the GPUs is no operator here (see `all_reduce_bytes`).
+
+    Args:
+        experts: how many of each layer's the step needs; on average `distinct_experts`.
 
     Raises:
         ValueError: if the model cannot be divided so.
@@ -106,6 +113,8 @@ def operators(
             f"{num_gpus} GPUs cannot share a model of {model.num_heads} heads and a feed-forward "
             f"width of {model.intermediate_size}: both have to be divisible by the number of GPUs."
         )
+    if experts is None:
+        experts = distinct_experts(model, step.tokens)
     layers, width, head = model.num_layers, model.hidden_size, model.head_dim
     heads = model.num_heads // num_gpus
     kv_heads = max(1, model.num_kv_heads // num_gpus)  # fewer than GPUs: each has a copy of one
@@ -126,7 +135,9 @@ def operators(
             layers * 2 * step.tokens * kv_heads * head * precision.kv,
         ),
         _product("output projection", step.tokens, heads * head, width, layers, precision),
-        *_feed_forward(model, step.tokens, model.intermediate_size // num_gpus, precision),
+        *_feed_forward(
+            model, step.tokens, experts, model.intermediate_size // num_gpus, precision
+        ),
         Operator(
             "head",
             2 * step.sampled * width * (model.vocab_size // num_gpus),
@@ -150,12 +161,12 @@ def _product(
 
 
 def _feed_forward(
-    model: ModelShape, tokens: Amount, width: int, precision: Precision
+    model: ModelShape, tokens: Amount, experts: Amount, width: int, precision: Precision
 ) -> list[Operator]:
     """Up and gate, the activation between, and down; `width` is one GPU's share of an expert."""
     layers, hidden, activation = model.num_layers, model.hidden_size, precision.activation
     rows = tokens * model.experts_per_token
-    weights = distinct_experts(model, tokens) * hidden * width * precision.weight
+    weights = experts * hidden * width * precision.weight
     return [
         Operator(
             "up and gate projection",

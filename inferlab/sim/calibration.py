@@ -5,7 +5,7 @@ is minimised is the squared logarithm of simulated over measured, of a few metri
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,8 +18,8 @@ STEP = 0.05  # of a logarithm, to see what a parameter does
 MAX_ITERATIONS = 12
 
 
-@dataclass(frozen=True)
-class Fit:
+
+class Fit(NamedTuple):
     """Parameters with the factors of their 95 % intervals: each lies in value /× factor."""
 
     values: dict[str, float]

@@ -54,31 +54,30 @@ class RecordedRun:
     def clients(self) -> Clients:
         """The same requests: at the same times, or, in a closed loop, as soon as others end."""
         in_flight = self.client.get("max-concurrency")
+        columns = (self.samples[name] for name in ("arrival_us", "input_tokens", "output_tokens"))
         prompts = [
             Prompt(0.0 if in_flight else arrival_us / 1e6, prompt_tokens, output_tokens)
-            for arrival_us, prompt_tokens, output_tokens in zip(
-                self.samples["arrival_us"],
-                self.samples["input_tokens"],
-                self.samples["output_tokens"],
-            )
+            for arrival_us, prompt_tokens, output_tokens in zip(*columns)
         ]
         return Clients(prompts, int(in_flight) if in_flight else None)
 
 
 def recorded_runs(path: Path) -> Iterator[RecordedRun]:
-    """Every repeat of the points in a result file in which one vLLM server was measured."""
+    """Every repeat of the points in a result file for which one vLLM server ran and nothing else."""
     document = json.loads(path.read_text(encoding="utf-8"))
     for point in document["points"]:
         commands = [shlex.split(command) for command in point["commands"]]
-        servers = [command for command in commands if command[-1] and "serve" in command[:9]]
-        if point["parameters"]["engine"] != "vllm" or point["status"] != "ok" or len(servers) != 2:
+        serving = [command for command in commands if "bench" not in command]
+        if point["status"] != "ok" or len(commands) != 2 or len(serving) != 1:
+            continue
+        if point["parameters"]["engine"] != "vllm" or "serve" not in serving[0]:
             continue
         for number, repeat in enumerate(point["repeats"]):
             yield RecordedRun(
                 document["experiment"],
                 point["parameters"],
                 number,
-                flags(commands[0]),
+                flags(serving[0]),
                 flags(commands[1]),
                 repeat["metrics"],
                 repeat["samples"],
@@ -87,8 +86,8 @@ def recorded_runs(path: Path) -> Iterator[RecordedRun]:
 
 def flags(command: list[str]) -> dict[str, str]:
     """The flags of a command by name; those without a value have an empty one."""
-    found = {}
-    for word, after in zip(command, [*command[1:], "--"]):
-        if word.startswith("--"):
-            found[word.removeprefix("--")] = "" if after.startswith("--") else after
-    return found
+    return {
+        word.removeprefix("--"): "" if after.startswith("--") else after
+        for word, after in zip(command, [*command[1:], "--"])
+        if word.startswith("--")
+    }

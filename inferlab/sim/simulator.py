@@ -16,7 +16,7 @@ from inferlab.analysis.operators import StepShape
 from inferlab.analysis.serving_metrics import Answer
 from inferlab.engine.policy import fcfs
 from inferlab.engine.request import Request, SamplingParams
-from inferlab.engine.scheduler import Scheduler, SchedulerOutput
+from inferlab.engine.scheduler import ScheduledRequest, Scheduler, SchedulerOutput
 from inferlab.sim.clients import Clients, Prompt
 from inferlab.sim.drafts import Drafts
 
@@ -89,6 +89,7 @@ class Simulation:
         self.steps: list[Step] = []
         self._open: dict[str, _Open] = {}
         self._on_their_way: list[tuple[float, int]] = []  # arrival and number of what was sent
+        self._is_refused = False  # whether who is first in the queue waits for a request to end
 
     def run(self) -> "Simulation":
         """Serve every request.
@@ -97,8 +98,8 @@ class Simulation:
             ValueError: if one could never be served, as `Scheduler.add_request` says.
         """
         while self._has_work():
-            if self._step():
-                self._leap()
+            if not (self._is_settled() and self._leap()):
+                self._step()
         return self
 
     @property
@@ -135,8 +136,8 @@ class Simulation:
         if prompt.received_tokens:
             self.scheduler.kv_cache_manager.expect(request, prompt.received_tokens)
 
-    def _step(self) -> bool:
-        """Take one step; True if the next is as this one was, but for the length of contexts."""
+    def _step(self) -> None:
+        """Take one step as the scheduler decides."""
         scheduler = self.scheduler
         output = scheduler.schedule()
         shape = shape_of(output)
@@ -147,51 +148,63 @@ class Simulation:
                 accepted = self.drafts.accepted(entry.num_draft_tokens) if self.drafts else 0
                 sampled[entry.request.request_id] = [OUTPUT_TOKEN] * (accepted + 1)
         finished = scheduler.update_from_output(output, sampled)
-        for request_id, tokens in sampled.items():
+        for request_id in sampled:
             opened = self._open[request_id]
-            kept = opened.request.num_output_tokens - len(opened.token_s)
-            opened.token_s.extend([self.now_s] * kept)
-        for request in finished:
-            self._finish(request)
+            new = opened.request.num_output_tokens - len(opened.token_s)
+            opened.token_s.extend([self.now_s] * new)
         if self.drafts:
             self.drafts.propose(entry.request for entry in output.scheduled)
-        all_decode = len(scheduler.running) == len(output.scheduled) == shape.decode_tokens
-        return all_decode and not output.preempted and self._admits_nobody()
+        # The first in the queue found no room, with tokens of the step to spare.
+        was_tried = not output.preempted and shape.tokens < scheduler.max_num_batched_tokens
+        # A radix tree holds a prompt only after the step that computes it.
+        was_tried = was_tried and not shape.prefill_tokens
+        self._is_refused = was_tried and scheduler.policy is fcfs and bool(scheduler.waiting)
+        self._finish(finished)
 
-    def _admits_nobody(self) -> bool:
-        """Whether who waits now, or comes later, goes on waiting until a running request ends."""
+    def _is_settled(self) -> bool:
+        """Whether the next step can only be one token for each running request."""
         scheduler = self.scheduler
+        if self.drafts or len(scheduler.running) > scheduler.max_num_batched_tokens:
+            return False
         is_full = len(scheduler.running) >= scheduler.max_num_seqs
-        # Whoever is first in the queue did not find room, and what is free only becomes less.
-        is_blocked = bool(scheduler.waiting) and scheduler.policy is fcfs
-        return is_full or is_blocked or not scheduler.waiting
-
-    def _leap(self) -> None:
-        """Take all steps at once in which each running request computes one more token.
-
-        They end before a request does, before the cache is full, and, if it could be admitted, with
-        the step during which the next request arrives.
-        """
-        if self.drafts or not (running := self.scheduler.running):
-            return
-        count = min(r.sampling_params.max_tokens - r.num_output_tokens for r in running) - 1
-        while count > 0 and not self._fits(count):
-            count //= 2
-        context = sum(request.num_tokens for request in running)
-        durations = np.atleast_1d(
-            self.step_time(StepShape.decode(len(running), context + len(running) * np.arange(count)))
+        # What is free only becomes less, until a request ends.
+        nobody_is_admitted = not scheduler.waiting or is_full or self._is_refused
+        return nobody_is_admitted and all(
+            request.num_computed_tokens == request.num_tokens - 1 for request in scheduler.running
         )
-        if not self.scheduler.waiting and len(running) < self.scheduler.max_num_seqs:
+
+    def _leap(self) -> bool:
+        """Take all steps at once that are settled; False if there is no room for one.
+
+        The last of them is the one in which a request ends, or in which one arrives that could be
+        admitted after it.
+        """
+        running = self.scheduler.running
+        count = min(_tokens_left(request) for request in running)
+        while not self._fits(count):
+            if count == 1:
+                return False
+            count //= 2
+        size, context = len(running), sum(request.num_tokens for request in running)
+        durations = np.broadcast_to(
+            self.step_time(StepShape.decode(size, context + size * np.arange(count))), count
+        )
+        if not self.scheduler.waiting and size < self.scheduler.max_num_seqs:
             starts = self.now_s + np.cumsum(durations) - durations
-            count = int(np.searchsorted(starts, self.next_arrival_s))
-        if count < 1:
-            return
-        ends = self._pass(durations[:count], StepShape.decode(len(running), context))
+            durations = durations[: int(np.searchsorted(starts, self.next_arrival_s))]
+        ends = self._pass(durations, StepShape.decode(size, context))
+        ending = []
         for request in running:
-            request.output_token_ids.extend([OUTPUT_TOKEN] * count)
-            self.scheduler.kv_cache_manager.allocate_slots(request, count)
-            request.num_computed_tokens += count
             self._open[request.request_id].token_s.extend(ends)
+            # The last token of a request is the scheduler's to append, which ends it.
+            if is_ending := _tokens_left(request) == len(ends):
+                ending.append(ScheduledRequest(request, 1))
+            request.output_token_ids.extend([OUTPUT_TOKEN] * (len(ends) - is_ending))
+            self.scheduler.kv_cache_manager.allocate_slots(request, len(ends))
+            request.num_computed_tokens += len(ends) - is_ending
+        sampled = {request.request_id: [OUTPUT_TOKEN] for request, _ in ending}
+        self._finish(self.scheduler.update_from_output(SchedulerOutput(ending), sampled))
+        return True
 
     def _fits(self, num_tokens: int) -> bool:
         """Whether each running request finds room for so many tokens more."""
@@ -222,13 +235,19 @@ class Simulation:
         )
         return ends
 
-    def _finish(self, request: Request) -> None:
-        _, prompt, sent_s, token_s = self._open.pop(request.request_id)
-        answer = Answer(sent_s, token_s, prompt.prompt_tokens)
-        self.served.append(
-            Served(prompt, answer, request.num_cached_tokens, request.num_preemptions)
-        )
-        self.clients.take_answer(self.now_s)
+    def _finish(self, finished: list[Request]) -> None:
+        for request in finished:
+            _, prompt, sent_s, token_s = self._open.pop(request.request_id)
+            answer = Answer(sent_s, token_s, prompt.prompt_tokens)
+            self.served.append(
+                Served(prompt, answer, request.num_cached_tokens, request.num_preemptions)
+            )
+            self.clients.take_answer(self.now_s)
+            self._is_refused = False
+
+
+def _tokens_left(request: Request) -> int:
+    return request.sampling_params.max_tokens - request.num_output_tokens
 
 
 def shape_of(output: SchedulerOutput) -> StepShape:

@@ -1,0 +1,101 @@
+"""`python -m inferlab.sim.calibrate`: fits the simulator to recorded runs and writes the fit down."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from inferlab.analysis.model_shape import ModelShape
+from inferlab.analysis.operators import Precision
+from inferlab.sim.calibration import Fit, fit
+from inferlab.sim.devices import Device
+from inferlab.sim.fidelity import BARS, Comparison, Machine, compare, simulated
+from inferlab.sim.recorded_runs import RecordedRun, recorded_runs
+from inferlab.sim.step_time import Overheads
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results" / "cpu"
+TINY_CHAT = ROOT / "inferlab" / "models" / "checkpoints" / "tiny-chat" / "config.json"
+FITTED_OVERHEADS = Path(__file__).parent / "fitted_overheads.json"
+# What the parameters are fitted to; every other run is held out.
+FIT_TO = {("week01/closed-loop", "short-long"), ("week01/request-rates", "long-short")}
+HELD_OUT = (
+    "week01/closed-loop",
+    "week01/request-rates",
+    "week04/batching-against-hf",
+    "week04/block-size",
+    "week04/kv-pool",
+    "week07/batch-limit",
+    "week08/budget",
+)
+START = {
+    "arithmetic_share": 0.5,
+    "bandwidth_share": 0.5,
+    "attention_share": 0.2,
+    "step_s": 5e-3,
+    "request_s": 2e-4,
+    "frontend_s": 5e-3,
+}
+
+
+def this_machine() -> Machine:
+    """The machine of the recorded results, with the ceilings that week 3 measured on it."""
+    matmul = _best("week03/matmul-rate", "matmul_best_gflop_per_s")
+    copy = _best("week03/copy-bandwidth", "copy_best_gb_per_s")
+    device = Device(
+        "this machine", {"fp32": 1e9 * matmul}, 1e9 * copy, 0.0, 0.0, "results/cpu/week03"
+    )
+    model = ModelShape.from_config(json.loads(TINY_CHAT.read_text(encoding="utf-8")))
+    return Machine(device, model, Precision(4.0, 4.0, 4.0, "fp32"))
+
+
+def _best(experiment: str, metric: str) -> float:
+    document = json.loads((RESULTS / f"{experiment}.json").read_text(encoding="utf-8"))
+    repeats = (repeat for point in document["points"] for repeat in point["repeats"])
+    best: float = max(repeat["metrics"][metric] for repeat in repeats)
+    return best
+
+
+def runs(experiments: Iterable[str]) -> list[RecordedRun]:
+    """The recorded runs of vLLM in these experiments."""
+    return [run for name in experiments for run in recorded_runs(RESULTS / f"{name}.json")]
+
+
+def is_fitted_to(run: RecordedRun) -> bool:
+    return (run.experiment, run.parameters["workload"]) in FIT_TO
+
+
+def calibrate(machine: Machine) -> Fit:
+    """The overheads that fit the runs in `FIT_TO` best."""
+    fitted = [run for run in runs(dict.fromkeys(name for name, _ in FIT_TO)) if is_fitted_to(run)]
+    return fit(
+        lambda values: [simulated(run, machine, Overheads(**values)) for run in fitted],
+        [run.metrics for run in fitted],
+        START,
+    )
+
+
+def held_out(machine: Machine, overheads: Overheads) -> list[Comparison]:
+    """The simulator beside real vLLM on the runs that it was not fitted to."""
+    return compare((run for run in runs(HELD_OUT) if not is_fitted_to(run)), machine, overheads)
+
+
+def main() -> None:
+    machine = this_machine()
+    found = calibrate(machine)
+    FITTED_OVERHEADS.write_text(
+        json.dumps({"fit": found._asdict(), "to": sorted(FIT_TO)}, indent=2) + "\n",
+        encoding="utf-8",
+    )
+    print(found)
+    comparisons = held_out(machine, Overheads(**found.values))
+    for metric, bar in BARS.items():
+        errors = sorted(abs(c.error) for c in comparisons if c.metric == metric)
+        within = sum(error <= bar for error in errors)
+        print(
+            f"{metric}: median error {errors[len(errors) // 2]:.1%}, {within} of {len(errors)} "
+            f"runs within {bar:.0%}, the worst {errors[-1]:.0%}"
+        )
+
+
+if __name__ == "__main__":
+    main()
