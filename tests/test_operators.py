@@ -21,7 +21,11 @@ LLAMA_8B = ModelShape(32, 4096, 32, 8, 128, 14336, 128256)
 MIXTRAL = ModelShape(32, 4096, 32, 8, 128, 14336, 32000, num_experts=8, experts_per_token=2)
 # Our operator: what vLLM calls its parts, of FLOP, of bytes read and of bytes written.
 PARTS = {
-    "qkv projection": (["attn.qkv_proj"], ["attn.qkv_input", "attn.qkv_weight"], ["attn.qkv_output"]),
+    "qkv projection": (
+        ["attn.qkv_proj"],
+        ["attn.qkv_input", "attn.qkv_weight"],
+        ["attn.qkv_output"],
+    ),
     "attention": (["attn.attn_qk", "attn.attn_av"], ["attn.attn_input"], ["attn.kv_cache"]),
     "output projection": (
         ["attn.out_proj"],
@@ -66,15 +70,18 @@ def test_operators_equal_vllms(name: str) -> None:
             for mine, kind, names in parts:
                 if names:
                     expected = sum(theirs[kind][part] for part in names)
-                    assert getattr(ours, mine) == pytest.approx(expected, rel=0.01), (ours.name, mine)
+                    assert getattr(ours, mine) == pytest.approx(expected, rel=0.01), (
+                        ours.name,
+                        mine,
+                    )
 
 
 def test_parameters_are_those_of_the_published_models() -> None:
     assert LLAMA_8B.num_parameters == 8_030_261_248
     assert MIXTRAL.num_parameters == 46_702_792_704
-    assert ModelShape(16, 2048, 32, 8, 64, 8192, 128256, has_tied_embedding=True).num_parameters == (
-        1_235_814_400
-    )
+    assert ModelShape(
+        16, 2048, 32, 8, 64, 8192, 128256, has_tied_embedding=True
+    ).num_parameters == (1_235_814_400)
 
 
 @pytest.mark.parametrize("name", ["tiny-chat", "tiny-moe", "tiny-draft"])
@@ -110,7 +117,9 @@ def test_gpus_share_the_work(step: StepShape, num_gpus: int) -> None:
 @given(STEPS)
 def test_arrays_give_what_numbers_give(step: StepShape) -> None:
     arrays = StepShape(*(np.array([amount, amount]) for amount in step))
-    for one, several in zip(operators(MIXTRAL, step, Precision()), operators(MIXTRAL, arrays, Precision())):
+    for one, several in zip(
+        operators(MIXTRAL, step, Precision()), operators(MIXTRAL, arrays, Precision())
+    ):
         for field in ("flop", "read_bytes", "written_bytes"):
             assert getattr(several, field) == pytest.approx([getattr(one, field)] * 2)
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from starlette.testclient import TestClient
 from inferlab.engine import LLM, SamplingParams
 from inferlab.engine.async_llm import AsyncLLM, Call
 from inferlab.engine.openai_api import load_chat_template
-from inferlab.engine.server import Server
+from inferlab.engine.server import Server, listen
 from tests.oracle import MARGIN, decision_margin
 from tests.server_fixture import CHECKPOINT, OurServer, our_server
 
@@ -130,6 +131,13 @@ def test_a_stream_gives_what_the_whole_answer_gives(
     assert last.usage is not None
     assert whole.usage is not None
     assert last.usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_tokens_are_sent_at_once_and_not_held_for_the_next() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_chat_stream_names_its_role_once(client: openai.OpenAI) -> None:

@@ -87,7 +87,10 @@ def test_leaps_change_nothing(load: dict[str, Any]) -> None:
     assert sum(step.repeats for step in leaping.steps) == len(stepping.steps)
     for one, other in zip(leaping.served, stepping.served, strict=True):
         assert one.prompt is other.prompt
-        assert (one.cached_tokens, one.num_preemptions) == (other.cached_tokens, other.num_preemptions)
+        assert (one.cached_tokens, one.num_preemptions) == (
+            other.cached_tokens,
+            other.num_preemptions,
+        )
         assert one.answer.sent_s == pytest.approx(other.answer.sent_s)
         assert list(one.answer.token_s) == pytest.approx(list(other.answer.token_s))
 

@@ -135,9 +135,7 @@ def operators(
             layers * 2 * step.tokens * kv_heads * head * precision.kv,
         ),
         _product("output projection", step.tokens, heads * head, width, layers, precision),
-        *_feed_forward(
-            model, step.tokens, experts, model.intermediate_size // num_gpus, precision
-        ),
+        *_feed_forward(model, step.tokens, experts, model.intermediate_size // num_gpus, precision),
         Operator(
             "head",
             2 * step.sampled * width * (model.vocab_size // num_gpus),

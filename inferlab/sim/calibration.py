@@ -18,7 +18,6 @@ STEP = 0.05  # of a logarithm, to see what a parameter does
 MAX_ITERATIONS = 12
 
 
-
 class Fit(NamedTuple):
     """Parameters with the factors of their 95 % intervals: each lies in value /× factor."""
 
@@ -27,9 +26,7 @@ class Fit(NamedTuple):
     residual: float  # root mean square of the logarithms, about the relative error
 
 
-def fit(
-    simulate: Simulate, measured: Sequence[Metrics], start: Mapping[str, float]
-) -> Fit:
+def fit(simulate: Simulate, measured: Sequence[Metrics], start: Mapping[str, float]) -> Fit:
     """Gauss-Newton with halved steps, from `start`.
 
     Raises:

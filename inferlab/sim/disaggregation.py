@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 from inferlab.analysis.kv_memory import kv_bytes_per_token
 from inferlab.sim.clients import Prompt
+from inferlab.sim.outcome import Served
 from inferlab.sim.received_kv import send_over
 from inferlab.sim.server import SimulatedServer
-from inferlab.sim.simulator import Served, Simulation
+from inferlab.sim.simulator import Simulation
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,10 @@ class ReceivingKVCacheManager(KVCacheManager):
 
 
 def send_over(
-    prompts: Sequence[Prompt], ready_s: Sequence[float], kv_bytes_per_token: float, link_bytes_per_s: float
+    prompts: Sequence[Prompt],
+    ready_s: Sequence[float],
+    kv_bytes_per_token: float,
+    link_bytes_per_s: float,
 ) -> list[Prompt]:
     """The prompts as a decode server gets them over one link, first ready, first sent.
 

@@ -19,32 +19,12 @@ from inferlab.engine.request import Request, SamplingParams
 from inferlab.engine.scheduler import ScheduledRequest, Scheduler, SchedulerOutput
 from inferlab.sim.clients import Clients, Prompt
 from inferlab.sim.drafts import Drafts
+from inferlab.sim.outcome import Served, Step
 
 OUTPUT_TOKEN = 1
 
 # Seconds that a step takes; an array of them for a shape of arrays.
 StepTime = Callable[[StepShape], Any]
-
-
-class Served(NamedTuple):
-    """One request and what became of it."""
-
-    prompt: Prompt
-    answer: Answer
-    cached_tokens: int
-    num_preemptions: int
-
-
-class Step(NamedTuple):
-    """One step, or `repeats` in a row that differ in nothing but the length of the contexts."""
-
-    start_s: float
-    end_s: float
-    repeats: int
-    prefill_tokens: int
-    decode_tokens: int
-    num_waiting: int
-    num_free_blocks: int
 
 
 class _Open(NamedTuple):
@@ -111,13 +91,15 @@ class Simulation:
     def _has_work(self) -> bool:
         """Hand over what has arrived, or wait for it; False once everything is served."""
         while True:
-            while self.clients.next_s <= self.now_s < inf:
+            while self.clients.next_s <= self.now_s:
                 self._send(*self.clients.send())
             while self._on_their_way and self._on_their_way[0][0] <= self.now_s:
                 _, number = heapq.heappop(self._on_their_way)
                 self.scheduler.add_request(self._open[str(number)].request)
-            if self.scheduler.has_unfinished_requests() or self.now_s == inf:
-                return self.now_s < inf
+            if self.scheduler.has_unfinished_requests():
+                return True
+            if self.next_arrival_s == inf:
+                return False
             self.now_s = self.next_arrival_s
 
     def _send(self, prompt: Prompt, sent_s: float) -> None:
@@ -179,7 +161,7 @@ class Simulation:
         The last of them is the one in which a request ends, or in which one arrives that could be
         admitted after it.
         """
-        running = self.scheduler.running
+        running, manager = self.scheduler.running, self.scheduler.kv_cache_manager
         count = min(_tokens_left(request) for request in running)
         while not self._fits(count):
             if count == 1:
@@ -200,7 +182,8 @@ class Simulation:
             if is_ending := _tokens_left(request) == len(ends):
                 ending.append(ScheduledRequest(request, 1))
             request.output_token_ids.extend([OUTPUT_TOKEN] * (len(ends) - is_ending))
-            self.scheduler.kv_cache_manager.allocate_slots(request, len(ends))
+            if _touches_a_block(request.num_computed_tokens, len(ends), manager.block_size):
+                manager.allocate_slots(request, len(ends))
             request.num_computed_tokens += len(ends) - is_ending
         sampled = {request.request_id: [OUTPUT_TOKEN] for request, _ in ending}
         self._finish(self.scheduler.update_from_output(SchedulerOutput(ending), sampled))
@@ -244,6 +227,11 @@ class Simulation:
             )
             self.clients.take_answer(self.now_s)
             self._is_refused = False
+
+
+def _touches_a_block(start: int, num_tokens: int, block_size: int) -> bool:
+    """Whether so many tokens more begin a block or fill one."""
+    return start % block_size == 0 or start % block_size + num_tokens >= block_size
 
 
 def _tokens_left(request: Request) -> int:

@@ -97,7 +97,9 @@ class RooflineStepTime:
             in_attention = operator.name == "attention"
             arithmetic = shares.attention_share if in_attention else shares.arithmetic_share
             memory = shares.attention_share if in_attention else shares.bandwidth_share
-            costs.append((operator.flop / (peak * arithmetic), operator.bytes / (bandwidth * memory)))
+            costs.append(
+                (operator.flop / (peak * arithmetic), operator.bytes / (bandwidth * memory))
+            )
         return np.array(costs).T
 
 

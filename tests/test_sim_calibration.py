@@ -1,0 +1,68 @@
+"""The fit finds what made the data; recorded runs are read as they were."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inferlab.sim import calibration
+from inferlab.sim.recorded_runs import recorded_runs
+
+RESULTS = Path(__file__).parents[1] / "results" / "cpu"
+TRUTH = {"step": 0.02, "token": 0.003}
+
+
+def line(values: dict[str, float]) -> list[dict[str, float]]:
+    """Metrics that depend on two parameters, in ways of their own."""
+    runs = []
+    for size in (1, 4, 16, 64):
+        itl = values["step"] + size * values["token"]
+        figures = (size / itl, 2 * values["step"] + values["token"], 1000 * itl)
+        runs.append(dict(zip(calibration.FITTED, figures)))
+    return runs
+
+
+def test_fit_finds_what_made_the_data() -> None:
+    found = calibration.fit(line, line(TRUTH), {"step": 1.0, "token": 0.1})
+    assert found.values == pytest.approx(TRUTH, rel=1e-3)
+    assert found.residual < 1e-3
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    random, inside = np.random.default_rng(0), 0
+    for _ in range(60):
+        noisy = [
+            {name: value * math.exp(random.normal(0, 0.05)) for name, value in run.items()}
+            for run in line(TRUTH)
+        ]
+        found = calibration.fit(line, noisy, {"step": 0.05, "token": 0.01})
+        for name, factor in found.factors.items():
+            inside += 1 / factor <= found.values[name] / TRUTH[name] <= factor
+    assert 0.85 < inside / 120 <= 1.0
+
+
+def test_too_few_figures_are_refused() -> None:
+    start = dict.fromkeys("abcdefghijklm", 1.0)
+    with pytest.raises(ValueError, match="12 measured figures cannot fix 13 parameters"):
+        calibration.fit(line, line(TRUTH), start)
+
+
+@pytest.mark.parametrize("name", ["week01/closed-loop", "week01/request-rates", "week04/kv-pool"])
+def test_recorded_runs_are_those_of_one_vllm_server(name: str) -> None:
+    path = RESULTS / f"{name}.json"
+    runs = list(recorded_runs(path))
+    points = [
+        p for p in json.loads(path.read_text())["points"] if p["parameters"]["engine"] == "vllm"
+    ]
+    assert len(runs) == 3 * len(points)
+    for run in runs:
+        scheduler = run.scheduler()
+        assert scheduler.kv_cache_manager.num_blocks == run.metrics["num_gpu_blocks"]
+        assert scheduler.max_model_len == 1024
+        wanted = run.parameters.get("max_concurrency")
+        assert run.client.get("max-concurrency") == (str(wanted) if wanted else None) or (
+            run.parameters["workload"] == "four-at-a-time"
+        )
+        assert len(run.samples["arrival_us"]) == run.metrics["num_requests"]

@@ -1,0 +1,160 @@
+"""Simulated servers: what fits, what is shared, what is handed over."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from inferlab.analysis.operators import Precision, StepShape, operators
+from inferlab.analysis.serving_metrics import summary
+from inferlab.engine.scheduler import Scheduler
+from inferlab.sim import traffic
+from inferlab.sim.clients import Prompt
+from inferlab.sim.devices import DEVICES
+from inferlab.sim.disaggregation import Pools, colocated
+from inferlab.sim.server import SimulatedServer
+from inferlab.sim.shapes import SHAPES
+from inferlab.sim.step_time import Overheads, RooflineStepTime
+
+A100 = DEVICES["A100-80GB SXM"]
+LLAMA = SHAPES["Llama-3.1-8B"]
+SERVER = SimulatedServer(LLAMA, A100)
+STEPS = [
+    StepShape.of([(500, 700, True), (1, 300, False), (1, 40, False)]),
+    StepShape.decode(64, 64 * 500),
+    StepShape.decode(1, 1),
+]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("model", [LLAMA, SHAPES["Mixtral-8x7B"]])
+def test_a_step_takes_the_slower_of_arithmetic_and_memory(model, step) -> None:
+    shares = Overheads(arithmetic_share=0.5, bandwidth_share=0.8, attention_share=0.6, step_s=0.001)
+    expected = 0.001
+    for operator in operators(model, step, Precision()):
+        attention = operator.name == "attention"
+        flop_per_s = 312e12 * (0.6 if attention else 0.5)
+        bytes_per_s = 2039e9 * (0.6 if attention else 0.8)
+        expected += max(operator.flop / flop_per_s, operator.bytes / bytes_per_s)
+    found = RooflineStepTime(model, A100, overheads=shares)(step)
+    assert float(found) == pytest.approx(expected)
+
+
+def test_steps_are_taken_together_as_one_by_one() -> None:
+    step_time = RooflineStepTime(SHAPES["Mixtral-8x7B"], A100)
+    contexts = np.arange(100, 2000, 300)
+    together = step_time(StepShape.decode(7, contexts))
+    assert together == pytest.approx(
+        [float(step_time(StepShape.decode(7, int(c)))) for c in contexts]
+    )
+
+
+def test_decode_at_batch_one_is_bound_by_the_weights() -> None:
+    """7.36 ms: 15.0 GB of weights in products at 2,039 GB/s."""
+    seconds = float(RooflineStepTime(LLAMA, A100)(StepShape.decode(1, 1)))
+    assert seconds == pytest.approx(2 * LLAMA.num_active_parameters / 2039e9, rel=0.01)
+
+
+def test_gpus_are_faster_and_pay_for_the_link() -> None:
+    step = StepShape.decode(16, 16 * 1000)
+    alone, pair = (float(RooflineStepTime(LLAMA, A100, num_gpus=n)(step)) for n in (1, 2))
+    slow = replace(A100, link_bytes_per_s=1e8)
+    assert alone / 2 < pair < alone
+    assert float(RooflineStepTime(LLAMA, slow, num_gpus=2)(step)) > alone
+
+
+def test_blocks_are_what_the_weights_leave() -> None:
+    left = 80e9 * 0.92 - 2 * LLAMA.num_parameters
+    assert SERVER.num_blocks == int(left // (16 * 131072))
+    assert replace(SERVER, precision=Precision(kv=1.0)).num_blocks == pytest.approx(
+        2 * SERVER.num_blocks, abs=1
+    )
+
+
+def test_weights_that_do_not_fit_are_explained() -> None:
+    with pytest.raises(ValueError, match=r"141\.1 GB.*1 × A100.*73\.6 GB.*no room for K and V"):
+        SimulatedServer(SHAPES["Llama-3.1-70B"], A100).serve([Prompt(0.0, 10, 10)])
+
+
+def test_arithmetic_that_a_device_has_no_units_for_is_explained() -> None:
+    with pytest.raises(ValueError, match="T4 does not compute in bf16"):
+        SimulatedServer(SHAPES["Llama-3.2-1B"], DEVICES["T4"]).serve([Prompt(0.0, 10, 10)])
+
+
+def test_fewer_bits_decode_faster() -> None:
+    prompts = traffic.alike(np.zeros(8), 100, 50)
+    times = [
+        replace(SERVER, precision=Precision(weight=bits / 8)).serve(prompts).now_s
+        for bits in (16, 8, 4)
+    ]
+    assert times[0] > times[1] > times[2]
+
+
+def test_drafts_help_one_request_and_cost_a_full_batch() -> None:
+    drafting = replace(SERVER, num_drafts=4, acceptance=0.7)
+    one = traffic.alike(np.zeros(1), 100, 200)
+    assert drafting.serve(one).now_s < SERVER.serve(one).now_s
+    many = traffic.alike(np.zeros(256), 100, 100)
+    never = replace(drafting, acceptance=0.0)
+    assert never.serve(many).now_s > SERVER.serve(many).now_s
+
+
+def test_prefix_cache_saves_what_is_shared() -> None:
+    times = traffic.poisson(8.0, 60, seed=0)
+    prompts = traffic.sharing(
+        times, 0, num_prefixes=4, prefix_tokens=1024, suffix_tokens=64, output_tokens=20
+    )
+    cached, uncached = SERVER.serve(prompts), replace(SERVER, prefix_cache=None).serve(prompts)
+    radix = replace(SERVER, prefix_cache="radix").serve(prompts)
+    hits = [sum(one.cached_tokens for one in run.served) for run in (cached, uncached, radix)]
+    assert hits[1] == 0 < hits[0] <= hits[2] == 56 * 1024
+    ttft = [summary([s.answer for s in run.served])["ttft_p50_ms"] for run in (cached, uncached)]
+    assert ttft[0] < ttft[1] / 2
+
+
+class OneAtATime(Scheduler):
+    """A reader's scheduler that admits a request only when none runs."""
+
+    def _admit_waiting(self, output, budget) -> None:  # type: ignore[no-untyped-def]
+        if not self.running:
+            super()._admit_waiting(output, budget)
+
+
+def test_a_readers_scheduler_decides() -> None:
+    prompts = traffic.alike(np.zeros(5), 100, 20)
+    alone = SERVER.serve(prompts[:1]).now_s
+    assert SERVER.serve(prompts).now_s < 2 * alone
+    own = replace(SERVER, scheduler_class=OneAtATime).serve(prompts)
+    firsts = sorted(one.answer.token_s[0] for one in own.served)
+    lasts = sorted(one.answer.token_s[-1] for one in own.served)
+    assert all(first > last for first, last in zip(firsts[1:], lasts))
+
+
+def test_pools_hand_every_request_over_once() -> None:
+    prompts = traffic.sharegpt_like(traffic.poisson(5.0, 40, seed=0), seed=1)
+    pools = Pools(SERVER, num_prefill=2, num_decode=1, link_bytes_per_s=25e9)
+    served = pools.serve(prompts)
+    assert sorted(one.prompt.due_s for one in served) == sorted(p.due_s for p in prompts)
+    for one in served:
+        assert len(one.answer.token_s) == one.prompt.output_tokens
+        assert one.answer.sent_s == one.prompt.due_s
+        assert one.cached_tokens == (one.prompt.prompt_tokens - 1) // 16 * 16
+
+
+def test_a_slow_link_shows_in_ttft_and_nowhere_else() -> None:
+    prompts = traffic.alike(np.arange(10) * 5.0, 2000, 50)
+    fast, slow = (
+        summary([s.answer for s in Pools(SERVER, 1, 1, link).serve(prompts)])
+        for link in (math.inf, 1e9)
+    )
+    transfer_ms = 1000 * 2000 * 131072 / 1e9
+    assert slow["ttft_p50_ms"] - fast["ttft_p50_ms"] == pytest.approx(transfer_ms, rel=1e-6)
+    assert slow["itl_p99_ms"] == pytest.approx(fast["itl_p99_ms"])
+
+
+def test_disaggregation_shortens_the_longest_intervals() -> None:
+    prompts = traffic.alike(traffic.poisson(6.0, 80, seed=2), 1800, 100)
+    together = summary([s.answer for s in colocated(SERVER, prompts, 2)])
+    apart = summary([s.answer for s in Pools(SERVER, 1, 1, 200e9).serve(prompts)])
+    assert apart["itl_p99_ms"] < together["itl_p99_ms"] / 3
