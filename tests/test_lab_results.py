@@ -135,6 +135,14 @@ def test_html_table_has_units_and_the_badge(path: Path) -> None:
     assert "failed" in shown
 
 
+def test_parameter_with_a_fraction_is_shown_as_it_is() -> None:
+    changed = document()
+    for number, point in enumerate(changed["points"]):
+        point["parameters"]["megabytes"] = 0.1 + number
+    assert "0.1" in repr(Table(changed, live=False))
+    assert "<td>0.1</td>" in Table(changed, live=False)._repr_html_().replace(' class="number"', "")
+
+
 @pytest.mark.parametrize(
     ("name", "title"),
     [

@@ -93,7 +93,7 @@ def test_parameters_are_those_in_the_checkpoint(name: str) -> None:
     folder = models.path(name)
     shape = ModelShape.from_config(json.loads((folder / "config.json").read_text()))
     with safe_open(folder / "model.safetensors", "np") as file:
-        stored = sum(file.get_tensor(key).size for key in file.keys())
+        stored = sum(file.get_tensor(key).size for key in file.keys())  # noqa: SIM118
     assert shape.num_parameters == stored
 
 

@@ -1,4 +1,4 @@
-"""The metrics of serving: by hand, and equal to what vLLM's benchmark computes from the same times."""
+"""The metrics of serving: by hand, and as vLLM's benchmark computes them from the same times."""
 
 import json
 from itertools import accumulate

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "sweep": set(),
     "kernels": {"engine"},
     "models": {"engine"},
+    "sim": {"engine", "analysis"},
     "lab": {"engine", "analysis", "models"},
     "handin": set(),
 }

@@ -2,8 +2,8 @@
 
 The counts are those of vLLM's own estimate (vllm/v1/metrics/perf.py:ModelMetrics), with which they
 agree within 1 % for dense models. Two conventions of it are worth knowing: a chunk of a prompt is
-charged for the whole square of tokens times context, although a causal kernel skips half of the last
-part, and K and V of a prompt that is computed in this step are charged as read.
+charged for all its tokens times its whole context, although a causal kernel skips half of the last
+square, and K and V of a prompt that is computed in this step are charged as read.
 """
 
 from collections.abc import Iterable
@@ -70,6 +70,9 @@ class Precision:
     kv: float = 2.0
     activation: float = 2.0
     arithmetic: str = "bf16"
+
+
+BF16 = Precision()
 
 
 class Operator(NamedTuple):

@@ -192,7 +192,7 @@ def cell(found: dict[str, Any], name: str) -> str:
     value = found.get(name)
     if value is None:
         return "failed" if found["status"] == "failed" else "–"
-    if not isinstance(value, float):
+    if not isinstance(value, float) or f"{name}_min" not in found:  # a parameter has no range
         return str(value)
     return with_range(value, found[f"{name}_min"], found[f"{name}_max"])
 

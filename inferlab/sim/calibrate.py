@@ -1,4 +1,4 @@
-"""`python -m inferlab.sim.calibrate`: fits the simulator to recorded runs and writes the fit down."""
+"""`python -m inferlab.sim.calibrate`: fits the simulator to recorded runs, and writes the fit."""
 
 import json
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """Devices to simulate: the makers' figures, and this machine's as measured.
 
-Arithmetic is dense: the data sheets also print twice as much, which only matrices with half of their
-elements zero would reach. Links are one way: NVIDIA prints both directions together.
+Arithmetic is dense: the data sheets also print twice as much, which only matrices with half of
+their elements zero would reach. Links are one way: NVIDIA prints both directions together.
 """
 
 from dataclasses import dataclass

@@ -23,8 +23,8 @@ class Pools:
     def serve(self, prompts: Sequence[Prompt]) -> list[Served]:
         """What became of each request, as its client saw it; an open loop.
 
-        A prefill server computes a prompt and its first token, of which only K and V are used: as in
-        vLLM, the decode server samples every token.
+        A prefill server computes a prompt and its first token, of which only K and V are used: as
+        in vLLM, the decode server samples every token.
 
         Raises:
             ValueError: if the model does not fit, or a request is too long.
@@ -58,12 +58,12 @@ class Pools:
 
 
 def divided(prompts: Sequence[Prompt], count: int) -> list[list[Prompt]]:
-    """The prompts dealt out to `count` servers, one after another in the order in which they come."""
+    """The prompts dealt out to `count` servers, one after another as they come."""
     ordered = sorted(prompts, key=lambda prompt: prompt.due_s)
     return [ordered[number::count] for number in range(count)]
 
 
 def colocated(server: SimulatedServer, prompts: Sequence[Prompt], count: int) -> list[Served]:
-    """The same requests on `count` servers that each do both: what pools have to be compared with."""
+    """The same requests on `count` servers that each do both: what to compare pools with."""
     runs: list[Simulation] = [server.serve(share) for share in divided(prompts, count)]
     return [one for run in runs for one in run.served]

@@ -63,7 +63,7 @@ class RecordedRun:
 
 
 def recorded_runs(path: Path) -> Iterator[RecordedRun]:
-    """Every repeat of the points in a result file for which one vLLM server ran and nothing else."""
+    """Every repeat of the points in a result file for which one vLLM server ran alone."""
     document = json.loads(path.read_text(encoding="utf-8"))
     for point in document["points"]:
         commands = [shlex.split(command) for command in point["commands"]]

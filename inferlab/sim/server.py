@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from inferlab.analysis.kv_memory import kv_bytes_per_token
 from inferlab.analysis.model_shape import ModelShape
-from inferlab.analysis.operators import Precision
+from inferlab.analysis.operators import BF16, Precision
 from inferlab.engine.kv_cache import CacheManager, KVCacheManager
 from inferlab.engine.policy import Policy, fcfs
 from inferlab.engine.radix_kv_cache import RadixKVCacheManager
@@ -15,7 +15,7 @@ from inferlab.sim.devices import Device
 from inferlab.sim.drafts import Drafts
 from inferlab.sim.received_kv import ReceivingKVCacheManager
 from inferlab.sim.simulator import Simulation
-from inferlab.sim.step_time import Overheads, RooflineStepTime
+from inferlab.sim.step_time import IDEAL, Overheads, RooflineStepTime
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class SimulatedServer:
 
     model: ModelShape
     device: Device
-    precision: Precision = Precision()
-    overheads: Overheads = Overheads()
+    precision: Precision = BF16
+    overheads: Overheads = IDEAL
     num_gpus: int = 1
     memory_share: float = 0.92  # of the devices' memory, for weights and K and V together
     block_size: int = 16

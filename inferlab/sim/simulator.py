@@ -1,7 +1,7 @@
 """The engine's own scheduler on a virtual clock: who is served when, without computing a token.
 
-What a step holds is decided by the scheduler that it is given, ours or a reader's; how long it takes
-by a function of what it holds. Nothing else of the engine is needed.
+What a step holds is decided by the scheduler that it is given, ours or a reader's; how long it
+takes by a function of what it holds. Nothing else of the engine is needed.
 """
 
 import heapq

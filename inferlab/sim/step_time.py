@@ -1,4 +1,4 @@
-"""What a step takes: for each operator the slower of arithmetic and memory, and what comes on top."""
+"""What a step takes: of each operator the slower of arithmetic and memory, and what adds to it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 
 from inferlab.analysis.model_shape import ModelShape
 from inferlab.analysis.operators import (
+    BF16,
     Operator,
     Precision,
     StepShape,
@@ -19,7 +20,7 @@ from inferlab.sim.devices import Device
 
 @dataclass(frozen=True)
 class Overheads:
-    """What an engine on a device reaches of the ceilings, and what a step costs beside its operators.
+    """What an engine reaches of a device's ceilings, and what a step costs beside its operators.
 
     The defaults are those of an ideal engine; `calibration` fits them to recorded runs.
     """
@@ -34,6 +35,9 @@ class Overheads:
     link_share: float = 1.0  # of the link's bandwidth
 
 
+IDEAL = Overheads()
+
+
 class RooflineStepTime:
     """The time of a step of `model` on `num_gpus` devices, in seconds.
 
@@ -46,8 +50,8 @@ class RooflineStepTime:
         self,
         model: ModelShape,
         device: Device,
-        precision: Precision = Precision(),
-        overheads: Overheads = Overheads(),
+        precision: Precision = BF16,
+        overheads: Overheads = IDEAL,
         num_gpus: int = 1,
     ) -> None:
         self.model = model
@@ -75,7 +79,7 @@ class RooflineStepTime:
         return np.maximum(*(self._coefficients @ amounts))
 
     def communication_seconds(self, step: StepShape) -> Any:
-        """Two all-reduces in each layer, as a ring does them: 2 (n - 1) / n of the bytes one way."""
+        """Two all-reduces a layer, as a ring does them: 2 (n - 1) / n of the bytes one way."""
         if self.num_gpus == 1:
             return 0.0
         moved = 2 * (self.num_gpus - 1) / self.num_gpus
