@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from inferlab.sim import calibration
-from inferlab.sim.recorded_runs import recorded_runs
+from inferlab.sim.calibrate import this_machine
+from inferlab.sim.fidelity import compare
+from inferlab.sim.recorded_points import recorded_points
+from inferlab.sim.step_time import Overheads
 
 RESULTS = Path(__file__).parents[1] / "results" / "cpu"
 TRUTH = {"step": 0.02, "token": 0.003}
@@ -50,19 +53,36 @@ def test_too_few_figures_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["week01/closed-loop", "week01/request-rates", "week04/kv-pool"])
-def test_recorded_runs_are_those_of_one_vllm_server(name: str) -> None:
+def test_recorded_points_are_those_of_one_vllm_server(name: str) -> None:
     path = RESULTS / f"{name}.json"
-    runs = list(recorded_runs(path))
+    found = list(recorded_points(path))
     points = [
-        p for p in json.loads(path.read_text())["points"] if p["parameters"]["engine"] == "vllm"
+        point
+        for point in json.loads(path.read_text())["points"]
+        if point["parameters"]["engine"] == "vllm"
     ]
-    assert len(runs) == 3 * len(points)
-    for run in runs:
-        scheduler = run.scheduler()
-        assert scheduler.kv_cache_manager.num_blocks == run.metrics["num_gpu_blocks"]
+    assert [point.parameters for point in found] == [point["parameters"] for point in points]
+    for point in found:
+        assert len(point.repeats) == 3
+        metrics, samples = point.repeats[0]
+        scheduler = point.scheduler()
+        assert scheduler.kv_cache_manager.num_blocks == metrics["num_gpu_blocks"]
         assert scheduler.max_model_len == 1024
-        wanted = run.parameters.get("max_concurrency")
-        assert run.client.get("max-concurrency") == (str(wanted) if wanted else None) or (
-            run.parameters["workload"] == "four-at-a-time"
-        )
-        assert len(run.samples["arrival_us"]) == run.metrics["num_requests"]
+        assert len(samples["arrival_us"]) == metrics["num_requests"]
+        wanted = point.parameters.get("max_concurrency", 4)
+        assert point.client.get("max-concurrency", str(wanted)) == str(wanted)
+
+
+def test_simulated_metrics_are_near_the_recorded_ones() -> None:
+    """No bar, but what a broken simulator would miss by far: a factor of two."""
+    overheads = Overheads(
+        arithmetic_share=0.5,
+        attention_share=0.4,
+        step_s=7.5e-3,
+        request_s=3e-4,
+        frontend_s=10e-3,
+    )
+    points = recorded_points(RESULTS / "week01" / "closed-loop.json")
+    for comparison in compare(points, this_machine(), overheads):
+        if "p99" not in comparison.metric:
+            assert 0.5 < 1 + comparison.error < 2, comparison

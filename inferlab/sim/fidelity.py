@@ -1,13 +1,14 @@
-"""How far the simulator is from real vLLM, on runs that it was not fitted to."""
+"""How far the simulator is from real vLLM, on points that it was not fitted to."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import NamedTuple
 
 from inferlab.analysis.model_shape import ModelShape
 from inferlab.analysis.operators import Precision
 from inferlab.analysis.serving_metrics import summary
 from inferlab.sim.devices import Device
-from inferlab.sim.recorded_runs import RecordedRun
+from inferlab.sim.recorded_points import RecordedPoint
 from inferlab.sim.simulator import Simulation
 from inferlab.sim.step_time import Overheads, RooflineStepTime
 
@@ -22,7 +23,7 @@ BARS = {
 
 
 class Machine(NamedTuple):
-    """What the recorded runs ran on, and what they served."""
+    """What the recorded points ran on, and what they served."""
 
     device: Device
     model: ModelShape
@@ -30,9 +31,9 @@ class Machine(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """One metric of one run."""
+    """One metric of one point: the median of its repeats, measured and simulated."""
 
-    run: RecordedRun
+    point: str
     metric: str
     measured: float
     simulated: float
@@ -43,21 +44,34 @@ class Comparison(NamedTuple):
         return self.simulated / self.measured - 1
 
 
-def simulated(run: RecordedRun, machine: Machine, overheads: Overheads) -> dict[str, float]:
-    """The metrics of a recorded run as the simulator has them."""
+def medians(repeats: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each metric of `BARS` the median, so that one disturbed repeat does not count."""
+    return {name: median(repeat[name] for repeat in repeats) for name in BARS}
+
+
+def measured(point: RecordedPoint) -> dict[str, float]:
+    """What real vLLM had."""
+    return medians([run.metrics for run in point.repeats])
+
+
+def simulated(point: RecordedPoint, machine: Machine, overheads: Overheads) -> dict[str, float]:
+    """What the simulator has for the same settings and requests."""
     step_time = RooflineStepTime(machine.model, machine.device, machine.precision, overheads)
-    served = Simulation(
-        run.scheduler(), step_time, run.clients(), frontend_s=overheads.frontend_s
-    ).run()
-    return summary([one.answer for one in served.served])
+    found = []
+    for run in point.repeats:
+        simulation = Simulation(
+            point.scheduler(), step_time, point.clients(run), frontend_s=overheads.frontend_s
+        ).run()
+        found.append(summary([one.answer for one in simulation.served]))
+    return medians(found)
 
 
 def compare(
-    runs: Iterable[RecordedRun], machine: Machine, overheads: Overheads
+    points: Iterable[RecordedPoint], machine: Machine, overheads: Overheads
 ) -> list[Comparison]:
-    """Every metric of `BARS` of every run."""
+    """Every metric of `BARS` of every point."""
     found = []
-    for run in runs:
-        metrics = simulated(run, machine, overheads)
-        found += [Comparison(run, name, run.metrics[name], metrics[name]) for name in BARS]
+    for point in points:
+        real, ours = measured(point), simulated(point, machine, overheads)
+        found += [Comparison(point.name, name, real[name], ours[name]) for name in BARS]
     return found
