@@ -1,12 +1,13 @@
 """Turns a load generator's answer into flat metrics and per-request samples."""
 
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 from inferlab.lab.plan import PERCENTILES
 
 # Enough for a distribution, and few enough that a result file stays below about 300 KB.
-INTERVAL_REQUESTS = 64
+MOST_INTERVALS = 4000
 # vLLM's name of a latency → ours; both are milliseconds.
 LATENCIES = {"ttft": "ttft", "tpot": "tpot", "itl": "itl", "e2el": "e2e"}
 
@@ -88,7 +89,8 @@ def samples(answer: dict[str, Any], *, with_intervals: bool) -> dict[str, list[A
     """Per request, in order of arrival: tokens in and out, and times in microseconds.
 
     `itls_us` (every interval between two tokens) is far the largest part, so it is kept for the
-    first 64 requests of one repeat of a point only; the percentiles are over all of them.
+    first requests of one repeat of a point only, as many as have 4,000 together; the percentiles are
+    over all of them.
     """
     kept: dict[str, list[Any]] = {
         "input_tokens": answer["input_lens"],
@@ -100,8 +102,14 @@ def samples(answer: dict[str, Any], *, with_intervals: bool) -> dict[str, list[A
         kept["arrival_us"] = microseconds([start - first for start in answer["start_times"]])
         kept["ttft_us"] = microseconds(answer["ttfts"])
         if with_intervals:
-            kept["itls_us"] = [microseconds(i) for i in answer["itls"][:INTERVAL_REQUESTS]]
+            kept["itls_us"] = [microseconds(i) for i in first_intervals(answer["itls"])]
     return kept
+
+
+def first_intervals(requests: list[list[float]]) -> list[list[float]]:
+    """Of the first requests, as many as have at most `MOST_INTERVALS` together."""
+    ends = accumulate(len(intervals) for intervals in requests)
+    return requests[: sum(end <= MOST_INTERVALS for end in ends)]
 
 
 def microseconds(seconds: list[float]) -> list[int]:
