@@ -89,8 +89,8 @@ def samples(answer: dict[str, Any], *, with_intervals: bool) -> dict[str, list[A
     """Per request, in order of arrival: tokens in and out, and times in microseconds.
 
     `itls_us` (every interval between two tokens) is far the largest part, so it is kept for the
-    first requests of one repeat of a point only, as many as have 4,000 together; the percentiles are
-    over all of them.
+    first requests of one repeat of a point only, as many as have 4,000 intervals together; the
+    percentiles are over all of them.
     """
     kept: dict[str, list[Any]] = {
         "input_tokens": answer["input_lens"],
