@@ -7,7 +7,7 @@ from typing import Any
 from inferlab.lab.plan import PERCENTILES
 
 # Enough for a distribution, and few enough that a result file stays below about 300 KB.
-MOST_INTERVALS = 4000
+MOST_INTERVALS = 2000
 # vLLM's name of a latency → ours; both are milliseconds.
 LATENCIES = {"ttft": "ttft", "tpot": "tpot", "itl": "itl", "e2el": "e2e"}
 
@@ -89,7 +89,7 @@ def samples(answer: dict[str, Any], *, with_intervals: bool) -> dict[str, list[A
     """Per request, in order of arrival: tokens in and out, and times in microseconds.
 
     `itls_us` (every interval between two tokens) is far the largest part, so it is kept for the
-    first requests of one repeat of a point only, as many as have 4,000 intervals together; the
+    first requests of one repeat of a point only, as many as have 2,000 intervals together; the
     percentiles are over all of them.
     """
     kept: dict[str, list[Any]] = {
