@@ -8,6 +8,7 @@ import pytest
 
 from inferlab.analysis.operators import Precision, StepShape, operators
 from inferlab.analysis.serving_metrics import summary
+from inferlab.engine.request import Request
 from inferlab.engine.scheduler import Scheduler
 from inferlab.sim import traffic
 from inferlab.sim.clients import Prompt
@@ -113,22 +114,19 @@ def test_prefix_cache_saves_what_is_shared() -> None:
     assert ttft[0] < ttft[1] / 2
 
 
-class OneAtATime(Scheduler):
-    """A reader's scheduler that admits a request only when none runs."""
+class NewestFirst(Scheduler):
+    """A reader's scheduler: who came last is served next."""
 
-    def _admit_waiting(self, output, budget) -> None:  # type: ignore[no-untyped-def]
-        if not self.running:
-            super()._admit_waiting(output, budget)
+    def add_request(self, request: Request) -> None:
+        self.waiting.appendleft(request)
 
 
 def test_a_readers_scheduler_decides() -> None:
-    prompts = traffic.alike(np.zeros(5), 100, 20)
-    alone = SERVER.serve(prompts[:1]).now_s
-    assert SERVER.serve(prompts).now_s < 2 * alone
-    own = replace(SERVER, scheduler_class=OneAtATime).serve(prompts)
-    firsts = sorted(one.answer.token_s[0] for one in own.served)
-    lasts = sorted(one.answer.token_s[-1] for one in own.served)
-    assert all(first > last for first, last in zip(firsts[1:], lasts))
+    prompts = traffic.alike(np.arange(5) * 1e-3, 100, 20)
+    one_by_one = replace(SERVER, max_num_seqs=1)
+    for kind, order in ((Scheduler, [0, 1, 2, 3, 4]), (NewestFirst, [0, 4, 3, 2, 1])):
+        served = replace(one_by_one, scheduler_class=kind).serve(prompts).served
+        assert [prompts.index(one.prompt) for one in served] == order
 
 
 def test_pools_hand_every_request_over_once() -> None:

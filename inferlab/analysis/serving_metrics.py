@@ -68,7 +68,7 @@ def summary(
         "output_tokens_per_s": outputs / duration_s,
         "total_tokens_per_s": (inputs + outputs) / duration_s,
     }
-    latencies = {
+    latencies: dict[str, Sequence[float] | np.ndarray] = {
         "ttft": [answer.ttft_ms for answer in answers],
         "tpot": [answer.tpot_ms for answer in answers if len(answer.token_s) > 1],
         "itl": 1000 * np.concatenate([np.diff(answer.token_s) for answer in answers]),

@@ -40,7 +40,8 @@ def fit(simulate: Simulate, measured: Sequence[Metrics], start: Mapping[str, flo
 
     def residuals(logarithms: np.ndarray) -> np.ndarray:
         values = dict(zip(names, np.exp(logarithms).tolist()))
-        return np.log(_figures(simulate(values))) - targets
+        difference: np.ndarray = np.log(_figures(simulate(values))) - targets
+        return difference
 
     point = np.log([start[name] for name in names])
     error = residuals(point)

@@ -20,6 +20,7 @@ from inferlab.engine.scheduler import ScheduledRequest, Scheduler, SchedulerOutp
 from inferlab.sim.clients import Clients, Prompt
 from inferlab.sim.drafts import Drafts
 from inferlab.sim.outcome import Served, Step
+from inferlab.sim.received_kv import ReceivingKVCacheManager
 
 OUTPUT_TOKEN = 1
 
@@ -115,8 +116,9 @@ class Simulation:
         self._open[request.request_id] = _Open(request, prompt, sent_s, array("d"))
         arrival_s = sent_s + self.frontend_s + prompt.loading_s
         heapq.heappush(self._on_their_way, (arrival_s, number))
-        if prompt.received_tokens:
-            self.scheduler.kv_cache_manager.expect(request, prompt.received_tokens)
+        manager = self.scheduler.kv_cache_manager
+        if isinstance(manager, ReceivingKVCacheManager):
+            manager.expect(request, prompt.received_tokens)
 
     def _step(self) -> None:
         """Take one step as the scheduler decides."""

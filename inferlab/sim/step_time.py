@@ -76,7 +76,8 @@ class RooflineStepTime:
         amounts = np.stack(
             np.broadcast_arrays(1.0, *step, distinct_experts(self.model, step.tokens))
         )
-        return np.maximum(*(self._coefficients @ amounts))
+        slower: np.ndarray = np.maximum(*(self._coefficients @ amounts))
+        return slower
 
     def communication_seconds(self, step: StepShape) -> Any:
         """Two all-reduces a layer, as a ring does them: 2 (n - 1) / n of the bytes one way."""
