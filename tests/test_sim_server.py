@@ -130,7 +130,7 @@ def test_a_readers_scheduler_decides() -> None:
 
 
 def test_pools_hand_every_request_over_once() -> None:
-    prompts = traffic.sharegpt_like(traffic.poisson(5.0, 40, seed=0), seed=1)
+    prompts = traffic.chats(traffic.poisson(5.0, 40, seed=0), seed=1)
     pools = Pools(SERVER, num_prefill=2, num_decode=1, link_bytes_per_s=25e9)
     served = pools.serve(prompts)
     assert sorted(one.prompt.due_s for one in served) == sorted(p.due_s for p in prompts)

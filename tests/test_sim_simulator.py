@@ -142,7 +142,7 @@ def test_closed_loop_keeps_so_many_in_flight() -> None:
 
 def test_same_seed_same_run() -> None:
     def run() -> list[Any]:
-        prompts = traffic.sharegpt_like(traffic.poisson(20.0, 100, seed=1), seed=2)
+        prompts = traffic.chats(traffic.poisson(20.0, 100, seed=1), seed=2)
         drafts = Drafts(3, 0.7, seed=3)
         served = Simulation(scheduler(), step_time, Clients(prompts), drafts=drafts).run().served
         return [(one.prompt, list(one.answer.token_s)) for one in served]

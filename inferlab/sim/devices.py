@@ -1,7 +1,8 @@
 """Devices to simulate: the makers' figures, and this machine's as measured.
 
 Arithmetic is dense: the data sheets also print twice as much, which only matrices with half of
-their elements zero would reach. Links are one way: NVIDIA prints both directions together.
+their elements zero would reach. Links are one way: NVIDIA prints both directions together. `source`
+is where the maker prints the figures; so far they were read in others' copies of it only.
 """
 
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ DEVICES = {
         ),
         Device(
             "H100 SXM",
-            {"bf16": 989.5e12, "fp16": 989.5e12, "fp8": 1979e12, "int8": 1979e12, "fp32": 67e12},
+            {"bf16": 989e12, "fp16": 989e12, "fp8": 1979e12},
             3350e9,
             80e9,
             450e9,
@@ -70,7 +71,7 @@ DEVICES = {
         ),
         Device(
             "H200 SXM",
-            {"bf16": 989.5e12, "fp16": 989.5e12, "fp8": 1979e12, "int8": 1979e12, "fp32": 67e12},
+            {"bf16": 989e12, "fp16": 989e12, "fp8": 1979e12},
             4800e9,
             141e9,
             450e9,
@@ -78,7 +79,7 @@ DEVICES = {
         ),
         Device(
             "L4",
-            {"bf16": 121e12, "fp16": 121e12, "fp8": 242.5e12, "int8": 242.5e12, "fp32": 30.3e12},
+            {"bf16": 121e12, "fp16": 121e12, "fp8": 242.5e12, "int8": 242.5e12},
             300e9,
             24e9,
             PCIE_4,
@@ -86,7 +87,7 @@ DEVICES = {
         ),
         Device(
             "L40S",
-            {"bf16": 362.05e12, "fp16": 362.05e12, "fp8": 733e12, "int8": 733e12, "fp32": 91.6e12},
+            {"bf16": 362.05e12, "fp16": 362.05e12, "fp8": 733e12, "fp32": 91.6e12},
             864e9,
             48e9,
             PCIE_4,
@@ -95,7 +96,7 @@ DEVICES = {
         # No bf16: models are served in fp16.
         Device(
             "T4",
-            {"fp16": 65e12, "int8": 130e12, "fp32": 8.1e12},
+            {"fp16": 65e12, "fp32": 8.1e12},
             320e9,
             16e9,
             PCIE_4 / 2,

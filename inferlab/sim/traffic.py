@@ -7,9 +7,9 @@ import numpy as np
 
 from inferlab.sim.clients import Prompt
 
-# Means of ShareGPT's prompts and answers in tokens: Kwon et al. (2023), figure 11. The spread is
-# ours; the paper shows only that both have long tails.
-SHAREGPT_MEANS = (161, 338)
+# Mean tokens of prompts and answers, and how unequal they are: our choice of what chats are like,
+# with long tails. ShareGPT itself was not measured.
+CHAT_MEANS = (160, 340)
 SPREAD = 0.9  # standard deviation of the logarithm
 
 
@@ -31,12 +31,12 @@ def bursts(rate_per_s: float, count: int, seed: int, burstiness: float) -> np.nd
     return np.cumsum(gaps) / rate_per_s
 
 
-def sharegpt_like(times_s: np.ndarray, seed: int, longest: int = 2048) -> list[Prompt]:
-    """Prompts and answers as long as chats are: log-normal about ShareGPT's means, in tokens."""
+def chats(times_s: np.ndarray, seed: int, longest: int = 2048) -> list[Prompt]:
+    """Prompts and answers of chats, at most `longest` tokens each: log-normal about their means."""
     random = np.random.default_rng(seed)
     lengths = [
         np.clip(random.lognormal(np.log(mean) - SPREAD**2 / 2, SPREAD, len(times_s)), 4, longest)
-        for mean in SHAREGPT_MEANS
+        for mean in CHAT_MEANS
     ]
     return [
         Prompt(float(due_s), int(prompt), int(output))
