@@ -10,6 +10,7 @@ import time
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -102,6 +103,27 @@ ANSWERS = {
     "killed": f"The load generator ended. {KILLED}",
     "hangs": "The load generator gave no answer within 1 s.",
 }
+
+
+def test_each_repeat_says_how_fast_the_machine_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: None
+) -> None:
+    pretended_runs(tmp_path, monkeypatch, week("engine: vllm"))
+    events, real = [], runner.measure
+
+    def yardstick_ms() -> float:
+        events.append("yardstick")
+        return len(events)
+
+    def measure(*arguments: Any) -> Any:
+        events.append("load")
+        return real(*arguments)
+
+    monkeypatch.setattr(runner, "yardstick_ms", yardstick_ms)
+    monkeypatch.setattr(runner, "measure", measure)
+    (row,) = run().rows
+    assert events == ["yardstick", "load", "yardstick"]
+    assert (row["yardstick_before_ms"], row["yardstick_after_ms"]) == (1, 3)
 
 
 @pytest.mark.parametrize(

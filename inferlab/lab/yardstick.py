@@ -1,0 +1,19 @@
+"""How fast the machine is now: the time of a calculation that never changes.
+
+A shared host, or a laptop that grows hot, changes its speed by a factor of two within an hour. Each
+repeat therefore records the yardstick just before and just after its load: a repeat that was
+disturbed shows, and a model fitted to many points can divide its times by it.
+"""
+
+import time
+
+ADDITIONS = 500_000  # about 30 ms: longer than a slice of the operating system's scheduler
+
+
+def yardstick_ms() -> float:
+    """The time of half a million additions in Python: what engines' own overheads are made of."""
+    started = time.perf_counter()
+    total = 0
+    for number in range(ADDITIONS):
+        total += number
+    return 1000 * (time.perf_counter() - started)
