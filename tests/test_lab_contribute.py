@@ -67,7 +67,10 @@ def measured(clone: Path, identifier: str = SMALL) -> tuple[Document, Plan]:
     pinned = pinned_versions()
     context: dict[str, Any] = {
         "versions": {"vllm": f"{pinned['vllm']}+cu130", "torch": "2.99", "transformers": "9.9"},
-        "models": {name: provenance.model_facts(name) for name in plan.models},
+        "models": {
+            name: {**provenance.model_facts(name), "revision": "0123456789" * 4}
+            for name in plan.models
+        },
         "hardware": {
             "cpu": "AMD EPYC 7742 64-Core Processor",
             "cores": 16,
@@ -194,7 +197,7 @@ def lost_repeat(document: Document, plan: Plan) -> None:
 
 
 REPEAT = ("points", 1, "repeats", 2)
-LLAMA = ("provenance", "models", "meta-llama/Llama-3.1-8B-Instruct", "weights_sha256")
+LLAMA = ("provenance", "models", "meta-llama/Llama-3.1-8B-Instruct")
 NAMES = ("provenance", "hardware", "cpu")
 
 
@@ -206,7 +209,12 @@ NAMES = ("provenance", "hardware", "cpu")
         (checks.fields, at("provenance", "note", value=1), "provenance.note"),
         (checks.fields, at(*REPEAT, "note", value=1), r"points\[1\].repeats.note"),
         (checks.fields, at("question", value="What?"), "'question' is not that of the spec"),
-        (checks.model, at(*LLAMA, value="abc"), "The models were .*'weights_sha256': 'abc'"),
+        (
+            checks.model,
+            at(*LLAMA, "weights_sha256", value="abc"),
+            "The models were .*'weights_sha256': 'abc'",
+        ),
+        (checks.model, at(*LLAMA, "revision", value="main"), "names no commit at which meta-llama"),
         (checks.points, other_key, "other flags, versions or hardware"),
         (checks.points, other_command, "other flags, versions or hardware"),
         (checks.points, merged_from_another_machine, "other flags, versions or hardware"),

@@ -4,11 +4,12 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from inferlab.lab import deployment, engines, launch, load_generator, specification
+from inferlab.lab import deployment, engines, launch, load_generator, paths, specification
 from inferlab.lab.deployment import Deployment, PeakReader
 from inferlab.lab.plan import Plan, plan_experiment
 from inferlab.lab.point import Point
@@ -205,3 +206,36 @@ def test_a_load_generator_that_does_not_answer_is_given_up(
     ):
         generator.ask([])
     assert not generator.is_running()
+
+
+def test_what_a_server_found_out_about_a_model_is_lent_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_engines_needed: None
+) -> None:
+    plan, (point, _) = points(tmp_path, monkeypatch, 1)
+    known = tmp_path / "known" / "llama.json"
+    monkeypatch.setattr(paths, "INSPECTIONS", known.parent)
+    starts: list[tuple[Server, str]] = []
+
+    def inspecting(
+        name: str, command: list[str], port: int, environment: dict[str, str], *rest: Any
+    ) -> Server:
+        """As vLLM does: what its own folder does not tell, it finds out and puts there."""
+        facts = Path(environment["VLLM_CACHE_ROOT"], "modelinfos", "llama.json")
+        before = facts.read_text() if facts.exists() else "nothing"
+        facts.parent.mkdir(parents=True, exist_ok=True)
+        facts.write_text("version 2")
+        starts.append((Server(name, command, port, environment, *rest), before))
+        return starts[-1][0]
+
+    monkeypatch.setattr(deployment, "Server", inspecting)
+    for told in ("nothing", "version 1"):
+        with Deployment(plan, point, tmp_path / "logs") as running:
+            slow, usual = starts
+            assert [slow[1], usual[1]] == [told, "version 2"]
+            assert running.engines == [usual[0]], "the slow start counts for nothing"
+            assert not slow[0].is_running()
+        starts.clear()
+        with Deployment(plan, point, tmp_path / "logs"):
+            assert [found for _, found in starts] == ["version 2"]
+        starts.clear()
+        known.write_text("version 1")

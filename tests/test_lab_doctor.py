@@ -22,6 +22,7 @@ from inferlab.lab import (
     gpu_check,
     guarded_process,
     model_check,
+    provenance,
     specification,
 )
 from inferlab.lab.__main__ import main
@@ -291,6 +292,17 @@ def test_download_is_looked_at_before_anybody_is_asked(hub: SimpleNamespace) -> 
         Finding("meta-llama/Llama-3.1-8B-Instruct", True, "downloaded")
     ]
     assert hub.asked == []
+
+
+def test_provenance_names_the_commit_of_a_download(hub: SimpleNamespace) -> None:
+    assert provenance.model_facts(LLAMA)["revision"] == ""
+    assert "revision" not in provenance.model_facts("tiny-chat"), "its weights have a hash"
+    folder = hub.cache / "models--meta-llama--Llama-3.1-8B-Instruct"
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "snapshots" / "abc" / "config.json").write_text("{}")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+    assert provenance.model_facts(LLAMA)["revision"] == "abc"
 
 
 def test_disk_has_to_hold_what_is_not_downloaded(

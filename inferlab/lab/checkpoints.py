@@ -3,6 +3,8 @@
 import hashlib
 from pathlib import Path
 
+import huggingface_hub
+
 from inferlab import models
 from inferlab.lab.paths import without_root
 from inferlab.models import quantized
@@ -31,3 +33,15 @@ def weights_hash(name: str) -> str:
     if not is_ours(name):
         return ""
     return hashlib.sha256((folder(name) / "model.safetensors").read_bytes()).hexdigest()
+
+
+def downloaded(name: str) -> Path | None:
+    """Folder of a model in the local cache of Hugging Face, None if it was never fetched."""
+    found = huggingface_hub.try_to_load_from_cache(name, "config.json")
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def revision(name: str) -> str:
+    """Commit at which a model was downloaded; empty if it was not."""
+    snapshot = downloaded(name)
+    return snapshot.name if snapshot else ""

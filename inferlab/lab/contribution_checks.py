@@ -31,6 +31,7 @@ WRITTEN = "say in an issue what was run, because a run should not have written i
 NOT_CONTEXT = {"started", "commit", "dirty", "workloads"}
 # The course pins these with the engines' CPU build; a build for a GPU brings its own.
 OF_THE_BUILD = {"torch", "transformers"}
+COMMIT = re.compile("[0-9a-f]{40}")
 # A path from the root of a disk or from a home; the slashes of a URL and of `a/b/c` are none.
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~-])~?/[\w.~-]+/")
 
@@ -58,9 +59,15 @@ def fields(document: Document, plan: Plan) -> Iterator[str]:
 
 
 def model(document: Document, plan: Plan) -> Iterator[str]:
-    """The models of the specification, and for checkpoints of the course the same weights."""
+    """The models of the specification: the course's own weights, or a download at a commit."""
     found = document["provenance"]["models"]
     expected = {name: model_facts(name) for name in plan.models}
+    downloads = {name: facts for name, facts in expected.items() if "revision" in facts}
+    for name, facts in downloads.items():
+        # Which commit it was is for the sender to say.
+        facts["revision"] = found.get(name, {}).get("revision", "")
+        if not COMMIT.fullmatch(facts["revision"]):
+            yield f"The file names no commit at which {name} was downloaded: {AGAIN}"
     if found != expected:
         yield f"The models were {found}, and the specification's are {expected}: {AGAIN}"
 

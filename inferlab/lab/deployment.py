@@ -5,9 +5,10 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
-from inferlab.lab import gpu_check, kv_store, kv_transfer, launch
+from inferlab.lab import gpu_check, kv_store, kv_transfer, launch, model_inspections
 from inferlab.lab.arrangement import ENGINES, Process, Role
 from inferlab.lab.plan import Plan
 from inferlab.lab.point import Point
@@ -25,7 +26,7 @@ class Deployment(AbstractContextManager["Deployment"]):
     """Servers that hold the model, and the port that requests go to.
 
     What they compile and keep on disk lies below `log_folder`, and goes when they do: every server
-    starts as if it were the first.
+    starts as if it were the first, but for what vLLM knows of the model's class.
 
     Raises:
         EnginesMissingError: if an engine is not installed.
@@ -55,12 +56,20 @@ class Deployment(AbstractContextManager["Deployment"]):
     def _start(self, process: Process) -> Server:
         called = f"{process.name.replace(' ', '-')}-{next(self._started)}"
         environment = gpu_check.with_slices(process.environment)
+        cache = (self.scratch / called).absolute()
         if process.role in ENGINES:
-            environment |= dict.fromkeys(CACHES, str((self.scratch / called).absolute()))
+            environment |= dict.fromkeys(CACHES, str(cache))
         log = self.log_folder / f"{self.point.name}-{called}.log"
-        return Server(
-            process.name, process.command, process.port, environment, log, process.readiness
+        start = partial(
+            Server, process.name, process.command, process.port, environment, log, process.readiness
         )
+        model_inspections.lend(cache)
+        server = start()
+        if model_inspections.learn(cache):
+            # Its start took longer than that of any server after it will.
+            server.stop()
+            server = start()
+        return server
 
     @property
     def port(self) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from inferlab.lab.plan import PERCENTILES
 
-# Enough for a distribution, and few enough that a result file stays below about 300 KB.
+# Enough for a distribution, and few enough that a result file stays below 1 MB: 300 KB on a CPU.
 MOST_INTERVALS = 2000
 # vLLM's name of a latency → ours; both are milliseconds.
 LATENCIES = {"ttft": "ttft", "tpot": "tpot", "itl": "itl", "e2el": "e2e"}

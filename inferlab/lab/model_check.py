@@ -9,7 +9,7 @@ import huggingface_hub
 from huggingface_hub import constants
 
 from inferlab import models
-from inferlab.lab.checkpoints import is_ours
+from inferlab.lab.checkpoints import downloaded, is_ours
 from inferlab.lab.finding import Finding
 from inferlab.lab.paths import without_root
 from inferlab.lab.specification import load_models
@@ -54,12 +54,6 @@ def checkpoint_finding(name: str) -> Finding:
         detail = f"{without_root(str(weights))} is not what its card describes: restore it with git"
         return Finding(name, False, detail)
     return Finding(name, True, "the weights are those that its card describes")
-
-
-def downloaded(model: str) -> Path | None:
-    """Folder of the model in the local cache of Hugging Face, None if it was never fetched."""
-    found = huggingface_hub.try_to_load_from_cache(model, "config.json")
-    return Path(found).parent if isinstance(found, str) else None
 
 
 def missing_weights(snapshot: Path) -> list[str]:

@@ -9,6 +9,7 @@ RECORDED = ROOT / "results"
 LIVE = ROOT / "build" / "results"
 LOGS = ROOT / "build" / "logs"
 PROMPTS = ROOT / "build" / "prompts"
+INSPECTIONS = ROOT / "build" / "model-inspections"
 
 
 def result_path(folder: Path, profile: str, experiment: str) -> Path:

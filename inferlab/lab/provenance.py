@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from inferlab.lab import engines
-from inferlab.lab.checkpoints import weights_hash
+from inferlab.lab.checkpoints import is_ours, revision, weights_hash
 from inferlab.lab.paths import ROOT
 from inferlab.lab.plan import Plan
 from inferlab.lab.specification import load_model_facts, load_workload
@@ -30,11 +30,12 @@ def context(plan: Plan) -> dict[str, Any]:
 
 
 def model_facts(name: str) -> dict[str, Any]:
-    """The hash of a checkpoint of ours, and what the physics checks take a model for."""
-    return {
-        "weights_sha256": weights_hash(name),
-        **load_model_facts(name).model_dump(),
-    }
+    """Which weights they are, and what the physics checks take the model for.
+
+    A checkpoint of ours is known by its hash, a download by its `revision`.
+    """
+    facts = {"weights_sha256": weights_hash(name), **load_model_facts(name).model_dump()}
+    return facts if is_ours(name) else {**facts, "revision": revision(name)}
 
 
 def provenance(plan: Plan) -> dict[str, Any]:
