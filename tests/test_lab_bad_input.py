@@ -105,6 +105,15 @@ ANSWERS = {
 }
 
 
+def test_warm_up_has_fewer_requests_than_a_workload_has_prefixes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: None
+) -> None:
+    prefixes = "client: {num-prompts: 12, prefix-repetition-num-prefixes: 12}"
+    pretended_runs(tmp_path, monkeypatch, week(f"engine: vllm, {prefixes}"))
+    (row,) = run().rows
+    assert (row["status"], row["num_requests"]) == ("ok", 12), row.get("error")
+
+
 def test_each_repeat_says_how_fast_the_machine_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: None
 ) -> None:

@@ -71,7 +71,9 @@ class Engines(AbstractContextManager["Engines"]):
         assert self.deployment is not None, "there is nothing to warm up"
         self.plan.write_prompts(point, WARM_UP_SEED)
         load = self.plan.bench_arguments(point, self.deployment.port, WARM_UP_SEED)[2:]
-        self.load([*load, "--num-prompts", str(WARM_UP_REQUESTS)])
+        # The load generator refuses more prefixes than prompts.
+        few = ["--num-prompts", str(WARM_UP_REQUESTS), "--prefix-repetition-num-prefixes", "1"]
+        self.load([*load, *few])
 
     def neighbour_loaded(self, point: Point, seed: int) -> AbstractContextManager[None]:
         """The neighbour, if there is one, under the same load for as long as the block runs."""

@@ -41,6 +41,8 @@ def send(asked: argparse.Namespace) -> float:
 def bench(asked: argparse.Namespace) -> dict[str, object]:
     """What vLLM would write; without streaming, half of a request's time stands for its TTFT."""
     count, tokens = asked.num_prompts, asked.random_output_len
+    if count < asked.prefix_repetition_num_prefixes:
+        raise ValueError(f"num_requests ({count}) must be greater than or equal to num_prefixes")
     latencies = [send(asked) for _ in range(count)]
     interval = sum(latencies) / count / 2 / tokens
     means = {"ttft": interval * tokens, "tpot": interval, "itl": interval, "e2el": 0.0}
@@ -102,6 +104,7 @@ parser = argparse.ArgumentParser()
 for flag, kind in (("base-url", str), ("model", str), ("num-prompts", int), ("seed", int)):
     parser.add_argument(f"--{flag}", type=kind, required=True)
 parser.add_argument("--random-output-len", type=int, default=4)
+parser.add_argument("--prefix-repetition-num-prefixes", type=int, default=1)
 parser.add_argument("--answer", default="good")
 
 for line in sys.stdin:
