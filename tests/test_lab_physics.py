@@ -96,6 +96,17 @@ def test_speculation_gives_a_sequence_several_tokens_a_step() -> None:
     assert len(violations({**row, "accepted_draft_tokens": 301}, speculating)) == 1
 
 
+def test_an_answer_of_few_steps_can_arrive_at_once() -> None:
+    speculating = replace(CEILINGS, tokens_per_step=4)
+    counts = dict.fromkeys(
+        ("output_tokens", "requested_output_tokens", "server_generation_tokens"), 800
+    )
+    row = {**POSSIBLE, **counts, "output_tokens_per_s": 16.0, "tpot_mean_ms": 0.002}
+    assert violations(row, speculating) == [], "8 tokens are 2 steps after the first"
+    (sentence,) = violations(row, CEILINGS)
+    assert "A mean TPOT of 0.002 ms" in sentence, "without drafts they are 7"
+
+
 def test_a_program_that_times_no_request_is_checked_by_what_it_has() -> None:
     rates = ("duration_s", "num_requests", "output_tokens", "output_tokens_per_s")
     row = {name: POSSIBLE[name] for name in rates}
