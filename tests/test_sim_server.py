@@ -9,11 +9,13 @@ import pytest
 from inferlab.analysis.operators import Precision, StepShape, operators
 from inferlab.analysis.serving_metrics import summary
 from inferlab.engine.request import Request
+from inferlab.engine.router import CacheAware, RoundRobin, Router
 from inferlab.engine.scheduler import Scheduler
 from inferlab.sim import traffic
 from inferlab.sim.clients import Prompt
 from inferlab.sim.devices import DEVICES
 from inferlab.sim.disaggregation import Pools, colocated
+from inferlab.sim.fleet import serve_behind
 from inferlab.sim.server import SimulatedServer
 from inferlab.sim.shapes import SHAPES
 from inferlab.sim.step_time import Overheads, RooflineStepTime
@@ -156,3 +158,38 @@ def test_disaggregation_shortens_the_longest_intervals() -> None:
     together = summary([s.answer for s in colocated(SERVER, prompts, 2)])
     apart = summary([s.answer for s in Pools(SERVER, 1, 1, 200e9).serve(prompts)])
     assert apart["itl_p99_ms"] < together["itl_p99_ms"] / 3
+
+
+def test_one_server_behind_a_router_is_that_server() -> None:
+    prompts = traffic.chats(traffic.poisson(5.0, 60, seed=1), seed=1)
+    fleet = serve_behind(RoundRobin(1), SERVER, prompts)
+    alone = SERVER.serve(prompts).served
+    assert [one.answer for one in fleet.served] == [one.answer for one in alone]
+    assert fleet.requests == [60]
+
+
+def test_servers_behind_a_router_that_takes_turns_are_servers_that_share_out_requests() -> None:
+    prompts = traffic.chats(traffic.poisson(20.0, 90, seed=2), seed=2)
+    fleet = serve_behind(RoundRobin(3), SERVER, prompts)
+    apart = colocated(SERVER, prompts, 3)
+    assert sorted(one.answer.token_s[-1] for one in fleet.served) == pytest.approx(
+        sorted(one.answer.token_s[-1] for one in apart)
+    )
+    assert fleet.requests == [30, 30, 30]
+
+
+def test_a_cache_aware_router_finds_more_than_one_that_takes_turns() -> None:
+    prompts = traffic.sharing(
+        traffic.poisson(8.0, 120, seed=3),
+        seed=3,
+        num_prefixes=12,
+        prefix_tokens=512,
+        suffix_tokens=64,
+        output_tokens=16,
+    )
+    server = replace(SERVER, kv_tokens=6 * 1024)
+
+    def hits(router: Router) -> int:
+        return sum(one.cached_tokens for one in serve_behind(router, server, prompts).served)
+
+    assert hits(CacheAware(4)) > 1.2 * hits(RoundRobin(4))

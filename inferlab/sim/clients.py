@@ -50,6 +50,11 @@ class Clients:
         self._free_since.popleft()
         return self._unsent.pop(), sent_s
 
+    def add(self, prompt: Prompt) -> None:
+        """Let one more prompt be sent, with a place of its own; none may be due after it."""
+        self._unsent.insert(0, prompt)
+        self._free_since.appendleft(-inf)
+
     def take_answer(self, now_s: float) -> None:
         """An answer was complete at `now_s`: another request may take its place."""
         self._free_since.append(now_s)

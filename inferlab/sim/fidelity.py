@@ -55,12 +55,15 @@ def measured(point: RecordedPoint) -> dict[str, float]:
 
 
 def simulated(point: RecordedPoint, machine: Machine, overheads: Overheads) -> dict[str, float]:
-    """What the simulator has for the same settings and requests."""
+    """What the simulator has for the same settings and requests, on a machine as slow as it was."""
     step_time = RooflineStepTime(machine.model, machine.device, machine.precision, overheads)
     found = []
     for run in point.repeats:
         simulation = Simulation(
-            point.scheduler(), step_time, point.clients(run), frontend_s=overheads.frontend_s
+            point.scheduler(),
+            lambda step, slowness=run.slowness: slowness * step_time(step),
+            point.clients(run),
+            frontend_s=run.slowness * overheads.frontend_s,
         ).run()
         found.append(summary([one.answer for one in simulation.served]))
     return medians(found)

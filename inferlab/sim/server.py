@@ -31,6 +31,7 @@ class SimulatedServer:
     overheads: Overheads = IDEAL
     num_gpus: int = 1
     memory_share: float = 0.92  # of the devices' memory, for weights and K and V together
+    kv_tokens: int | None = None  # whose K and V there is room for; None: what the memory holds
     block_size: int = 16
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
@@ -55,6 +56,8 @@ class SimulatedServer:
         Raises:
             ValueError: if there is no room for a single block.
         """
+        if self.kv_tokens is not None:
+            return self.kv_tokens // self.block_size
         # With fewer heads for K and V than GPUs, each GPU has a copy of one.
         heads = max(self.model.num_kv_heads, self.num_gpus)
         block_bytes = self.block_size * kv_bytes_per_token(
@@ -78,16 +81,20 @@ class SimulatedServer:
         Raises:
             ValueError: if the model does not fit, cannot be divided so, or a request is too long.
         """
-        return self._simulate(prompts, self._manager(prompts), max_in_flight, seed)
+        return self._simulation(prompts, self._manager(prompts), max_in_flight, seed).run()
+
+    def waiting_for(self, prompts: Sequence[Prompt]) -> Simulation:
+        """The server without any request yet: some of `prompts` are given to it one by one."""
+        return self._simulation([], self._manager(prompts), None, 0)
 
     def receive(self, prompts: Sequence[Prompt]) -> Simulation:
         """Serve prompts some of whose K and V come from elsewhere (`Prompt.received_tokens`)."""
         manager = ReceivingKVCacheManager(
             self._num_blocks_for(prompts), self.block_size, self.prefix_cache is not None
         )
-        return self._simulate(prompts, manager, None, 0)
+        return self._simulation(prompts, manager, None, 0).run()
 
-    def _simulate(
+    def _simulation(
         self,
         prompts: Sequence[Prompt],
         manager: CacheManager,
@@ -107,7 +114,7 @@ class SimulatedServer:
             Clients(prompts, max_in_flight),
             frontend_s=self.overheads.frontend_s,
             drafts=Drafts(self.num_drafts, self.acceptance, seed) if self.num_drafts else None,
-        ).run()
+        )
 
     @property
     def step_time(self) -> RooflineStepTime:

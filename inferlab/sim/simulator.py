@@ -66,18 +66,20 @@ class Simulation:
         self.frontend_s = frontend_s
         self.drafts = drafts
         self.now_s = 0.0
+        self._until_s = inf
         self.served: list[Served] = []
         self.steps: list[Step] = []
         self._open: dict[str, _Open] = {}
         self._on_their_way: list[tuple[float, int]] = []  # arrival and number of what was sent
         self._is_refused = False  # whether who is first in the queue waits for a request to end
 
-    def run(self) -> "Simulation":
-        """Serve every request.
+    def run(self, until_s: float = inf) -> "Simulation":
+        """Serve every request, or until a time: the step in which that falls is finished.
 
         Raises:
             ValueError: if one could never be served, as `Scheduler.add_request` says.
         """
+        self._until_s = until_s
         while self._has_work():
             if not (self._is_settled() and self._leap()):
                 self._step()
@@ -85,13 +87,13 @@ class Simulation:
 
     @property
     def next_arrival_s(self) -> float:
-        """When the scheduler hears of another request, at the earliest."""
+        """When the scheduler hears of another request, at the earliest; `run` may end before."""
         arrival_s = self._on_their_way[0][0] if self._on_their_way else inf
-        return min(arrival_s, self.clients.next_s + self.frontend_s)
+        return min(arrival_s, self.clients.next_s + self.frontend_s, self._until_s)
 
     def _has_work(self) -> bool:
-        """Hand over what has arrived, or wait for it; False once everything is served."""
-        while True:
+        """Hand over what has arrived, or wait for it; False once there is no more to do."""
+        while self.now_s < self._until_s:
             while self.clients.next_s <= self.now_s:
                 self._send(*self.clients.send())
             while self._on_their_way and self._on_their_way[0][0] <= self.now_s:
@@ -102,16 +104,17 @@ class Simulation:
             if self.next_arrival_s == inf:
                 return False
             self.now_s = self.next_arrival_s
+        return False
 
     def _send(self, prompt: Prompt, sent_s: float) -> None:
         number = len(self._open) + len(self.served)
-        # A request's own tokens are all the same odd number, a prefix's the same even one.
-        own, shared = 2 * number + 1, 2 * (prompt.prefix or 0)
-        tokens = [shared] * prompt.prefix_tokens
-        tokens += [own] * (prompt.prompt_tokens - len(tokens))
         params = SamplingParams(max_tokens=prompt.output_tokens, ignore_eos=True)
         request = Request(
-            str(number), tokens, params, arrival_time=sent_s, priority=prompt.priority
+            str(number),
+            tokens_of(prompt, number),
+            params,
+            arrival_time=sent_s,
+            priority=prompt.priority,
         )
         self._open[request.request_id] = _Open(request, prompt, sent_s, array("d"))
         arrival_s = sent_s + self.frontend_s + prompt.loading_s
@@ -229,6 +232,15 @@ class Simulation:
             )
             self.clients.take_answer(self.now_s)
             self._is_refused = False
+
+
+def tokens_of(prompt: Prompt, number: int) -> list[int]:
+    """Token ids of the prompt that is sent as the request of that number, from 0 on.
+
+    A request's own tokens are all the same odd number, a prefix's the same even one.
+    """
+    shared = [2 * (prompt.prefix or 0)] * prompt.prefix_tokens
+    return shared + [2 * number + 1] * (prompt.prompt_tokens - len(shared))
 
 
 def _touches_a_block(start: int, num_tokens: int, block_size: int) -> bool:
