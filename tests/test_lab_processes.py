@@ -74,6 +74,19 @@ with guarded_process.GuardedProcess(["bash", "-c", {TREE!r}], dict(os.environ), 
     wait_for(lambda: not any(is_alive(process) for process in tree))
 
 
+def test_a_command_has_its_own_group_and_its_starters_session(
+    quick_guard: Path, tmp_path: Path
+) -> None:
+    """Between sessions Linux shares out cores first, and a client in another one is starved."""
+    log = tmp_path / "tree.log"
+    with GuardedProcess(["bash", "-c", TREE], dict(os.environ), log) as running:
+        wait_for(lambda: len(started_processes(log)) == 2)
+        family = {running.process.pid, *started_processes(log)}
+        assert {os.getsid(process) for process in family} == {os.getsid(0)}
+        assert os.getpgid(0) not in {os.getpgid(process) for process in family}
+    assert not any(map(is_alive, family))
+
+
 def test_stop_returns_after_the_whole_group_has_ended(quick_guard: Path, tmp_path: Path) -> None:
     log = tmp_path / "tree.log"
     process = GuardedProcess(["bash", "-c", TREE], dict(os.environ), log)

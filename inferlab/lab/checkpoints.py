@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub.errors import HFValidationError
 
 from inferlab import models
 from inferlab.lab.paths import without_root
@@ -37,7 +38,10 @@ def weights_hash(name: str) -> str:
 
 def downloaded(name: str) -> Path | None:
     """Folder of a model in the local cache of Hugging Face, None if it was never fetched."""
-    found = huggingface_hub.try_to_load_from_cache(name, "config.json")
+    try:
+        found = huggingface_hub.try_to_load_from_cache(name, "config.json")
+    except HFValidationError:  # the name of a folder
+        return None
     return Path(found).parent if isinstance(found, str) else None
 
 

@@ -61,7 +61,9 @@ class GuardedProcess:
                 stderr=output,
                 text=True,
                 pass_fds=(lifeline,),
-                start_new_session=True,
+                # No session of its own: Linux shares out a core between sessions first. A client
+                # in another one waits for all of an answer, while an engine polls in its own.
+                process_group=0,
             )
         os.close(lifeline)
 

@@ -46,8 +46,8 @@ def end_group(group: int) -> None:
 
 def main() -> int:
     lifeline = int(sys.argv[1])
-    # Its own session, so that a Ctrl-C in the terminal reaches the asking process only.
-    process = subprocess.Popen(sys.argv[2:], start_new_session=True)
+    # Its own group, so that a Ctrl-C in the terminal reaches the asking process only.
+    process = subprocess.Popen(sys.argv[2:], process_group=0)
 
     def end_with_parent() -> None:
         os.read(lifeline, 1)
