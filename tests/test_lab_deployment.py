@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -239,3 +240,21 @@ def test_what_a_server_found_out_about_a_model_is_lent_to_the_next(
             assert [found for _, found in starts] == ["version 2"]
         starts.clear()
         known.write_text("version 1")
+
+
+def test_a_server_that_restarts_is_away_and_then_left_alone_for_as_long_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_engines_needed: None
+) -> None:
+    plan, (point, _) = points(tmp_path, monkeypatch, 1)
+    with Deployment(plan, point, tmp_path / "logs") as running:
+        first = running.engines[0]
+        port, seen = running.port, []
+
+        def sleep(duration_s: float) -> None:
+            now = running.engines[0]
+            seen.append((duration_s, now is first, now.is_running()))
+
+        monkeypatch.setattr(deployment, "time", SimpleNamespace(sleep=sleep))
+        running.restart("engine", pause_s=12.0)
+        assert seen == [(12.0, True, False), (12.0, False, True)]
+        assert running.port == port == running.engines[0].port

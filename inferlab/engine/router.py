@@ -88,7 +88,7 @@ class PowerOfTwo(RandomChoice):
 
     def choose(self, token_ids: Sequence[int]) -> int:
         drawn = self._random.choice(sorted(self.loads), min(2, len(self.loads)), replace=False)
-        return min(drawn.tolist(), key=lambda worker: self.loads[worker])
+        return int(min(drawn, key=lambda worker: self.loads[int(worker)]))
 
 
 class CacheAware(Router):

@@ -3,6 +3,7 @@
 import itertools
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -121,8 +122,10 @@ class Deployment(AbstractContextManager["Deployment"]):
             if path and process.role in ENGINES:
                 server.post(path)
 
-    def restart(self, role: Role) -> None:
+    def restart(self, role: Role, pause_s: float = 0.0) -> None:
         """Stop all servers of a role, then start them again, on the same ports.
+
+        For `pause_s` they are away, and for as long nothing is asked of them when they are back.
 
         Raises:
             EngineError: if one does not come up.
@@ -130,9 +133,11 @@ class Deployment(AbstractContextManager["Deployment"]):
         meant = [n for n, (process, _) in enumerate(self._running) if process.role == role]
         for number in reversed(meant):
             self._running[number][1].stop()
+        time.sleep(pause_s)
         for number in meant:
             process = self._running[number][0]
             self._running[number] = (process, self._start(process))
+        time.sleep(pause_s)
 
     def snapshot(self) -> Snapshot:
         """Everything that the engines' `/metrics` say now, summed."""

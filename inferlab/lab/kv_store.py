@@ -14,6 +14,10 @@ from inferlab.lab.server import EngineError, Readiness, Server
 from inferlab.lab.server_metrics import parse_metrics
 from inferlab.lab.specification import Flags
 
+# An engine looks every 10 s whether the store is there, and makes itself known again only to one
+# that it has missed: with one that comes back sooner its next request hangs for 300 s
+# (lmcache/integration/vllm/vllm_multi_process_adapter.py:HeartbeatThread).
+NOTICED_AFTER_S = 12.0
 READY = Readiness("/healthcheck", lambda response: True)
 # The engines need it too: the connector is LMCache's, and reports its use to its makers as well.
 ENVIRONMENT = {"LMCACHE_TRACK_USAGE": "false"}

@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from inferlab.lab import load_metrics, offline
+from inferlab.lab import kv_store, load_metrics, offline
 from inferlab.lab.checkpoints import model_path
 from inferlab.lab.deployment import Deployment, PeakReader
 from inferlab.lab.disturbances import loaded, lost
@@ -97,7 +97,7 @@ class Engines(AbstractContextManager["Engines"]):
         if point.after == "engine-restart":
             self.deployment.restart("engine")
         elif point.after == "store-restart":
-            self.deployment.restart("store")
+            self.deployment.restart("store", pause_s=kv_store.NOTICED_AFTER_S)
         if point.after != "reset":
             self.warm_up(point)
         self.deployment.forget_prefixes()

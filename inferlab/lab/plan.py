@@ -39,7 +39,8 @@ BEFORE: dict[After, list[str]] = {
     "reset": ["# Send the requests below once, then empty the engine's prefix cache."],
     "engine-restart": ["# Send the requests below once, then start the engine anew."],
     "store-restart": [
-        "# Send the requests below once, start the KV store anew, and empty the engine's cache."
+        "# Send the requests below once, stop the KV store, start it anew after twelve seconds,",
+        "# wait as long again, and empty the engine's cache.",
     ],
 }
 

@@ -9,7 +9,7 @@ from inferlab.analysis.operators import Precision
 from inferlab.analysis.serving_metrics import summary
 from inferlab.sim.devices import Device
 from inferlab.sim.recorded_points import RecordedPoint
-from inferlab.sim.simulator import Simulation
+from inferlab.sim.simulator import Simulation, StepTime
 from inferlab.sim.step_time import Overheads, RooflineStepTime
 
 # The bars of each metric, as a share of what was measured.
@@ -61,12 +61,17 @@ def simulated(point: RecordedPoint, machine: Machine, overheads: Overheads) -> d
     for run in point.repeats:
         simulation = Simulation(
             point.scheduler(),
-            lambda step, slowness=run.slowness: slowness * step_time(step),
+            slowed(step_time, run.slowness),
             point.clients(run),
             frontend_s=run.slowness * overheads.frontend_s,
         ).run()
         found.append(summary([one.answer for one in simulation.served]))
     return medians(found)
+
+
+def slowed(step_time: StepTime, slowness: float) -> StepTime:
+    """The same steps, each so many times as long."""
+    return lambda step: slowness * step_time(step)
 
 
 def compare(
