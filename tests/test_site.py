@@ -46,8 +46,8 @@ def test_the_inspection_finds_what_it_looks_for(sample, tmp_path):
 def test_the_controls_of_a_sweep_redraw_its_figure(sample):
     with served(sample) as address, opened("light", 1400) as page:
         page.goto(f"{address}/notebooks/week04-sample.html")
-        page.wait_for_selector(".lab-controls + .lab-plot svg.main-svg")
-        waste = "() => Math.max(...document.querySelector('.lab-controls + .lab-plot').data[0].y)"
+        page.wait_for_selector(".lab-scenarios + .lab-plot svg.main-svg")
+        waste = "() => Math.max(...document.querySelector('.lab-scenarios + .lab-plot').data[0].y)"
         size, length, shape = page.locator(".lab-controls label").all()
         assert page.evaluate(waste) <= 7
         size.locator("input").fill("4")
@@ -56,6 +56,14 @@ def test_the_controls_of_a_sweep_redraw_its_figure(sample):
         assert page.evaluate(waste) == -100 % 128
         length.locator("input").fill("1")
         assert page.evaluate(waste) == -230 % 128
+        said = page.locator(".lab-words")
+        assert said.inner_text() == f"At most {-230 % 128} of 128 slots are wasted."
+        page.get_by_role("button", name="Reset").click()
+        assert size.locator("output").inner_text() == "8"
+        assert page.evaluate(waste) <= 7
+        page.get_by_role("button", name="Long blocks").click()
+        assert size.locator("output").inner_text() == "128"
+        assert said.inner_text().endswith("of 128 slots are wasted.")
 
 
 def test_figures_follow_a_change_of_theme(sample):

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "kernels": {"engine"},
     "models": {"engine"},
     "sim": {"engine", "analysis"},
+    "explore": {"engine", "analysis", "sim", "sweep"},
     "lab": {"engine", "analysis", "models"},
     "handin": set(),
 }

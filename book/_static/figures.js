@@ -68,50 +68,74 @@ function draw(figure) {
   Plotly.react(plot, data, themed(layout, payload.template, plot.clientWidth), options);
 }
 
+function element(tag, properties, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+function inputOf(control) {
+  if (!control.menu) {
+    return element("input", { type: "range", min: 0, max: control.values.length - 1, value: 0 });
+  }
+  return element("select", {}, ...control.values.map((choice, i) => new Option(choice, i)));
+}
+
 function addControls(figure) {
-  const positions = figure.payload.controls.map(() => 0);
-  const panel = document.createElement("div");
-  panel.className = "lab-controls";
-  figure.payload.controls.forEach((control, position) => {
-    const label = document.createElement("label");
-    const name = document.createElement("span");
-    const input = document.createElement(control.menu ? "select" : "input");
-    const value = document.createElement("output");
-    name.textContent = control.label;
-    if (control.menu) {
-      control.values.forEach((choice, i) => input.add(new Option(choice, i)));
-      label.append(name, input);
-    } else {
-      Object.assign(input, { type: "range", min: 0, max: control.values.length - 1, value: 0 });
-      value.textContent = control.values[0].toLocaleString("en-GB");
-      label.append(name, input, value);
-    }
-    input.addEventListener("input", () => {
-      positions[position] = Number(input.value);
-      const chosen = control.values[positions[position]];
-      if (!control.menu) value.textContent = chosen.toLocaleString("en-GB");
-      if (!control.menu) input.setAttribute("aria-valuetext", value.textContent);
-      // The points lie in the order of itertools.product: the last control varies fastest.
-      figure.index = figure.payload.controls.reduce(
-        (index, each, i) => index * each.values.length + positions[i],
-        0,
-      );
-      draw(figure);
+  const { controls, scenarios, words } = figure.payload;
+  const inputs = controls.map(inputOf);
+  const shown = controls.map(() => element("output", {}));
+  const said = element("p", { className: "lab-words" });
+  said.setAttribute("role", "status");
+
+  const update = () => {
+    // The points lie in the order of itertools.product: the last control varies fastest.
+    figure.index = controls.reduce(
+      (index, each, i) => index * each.values.length + Number(inputs[i].value),
+      0,
+    );
+    controls.forEach((control, i) => {
+      if (control.menu) return;
+      shown[i].textContent = control.values[Number(inputs[i].value)].toLocaleString("en-GB");
+      inputs[i].setAttribute("aria-valuetext", shown[i].textContent);
     });
-    panel.append(label);
+    said.textContent = words[figure.index];
+    draw(figure);
+  };
+  const choose = (positions) => {
+    inputs.forEach((input, i) => (input.value = positions[i]));
+    update();
+  };
+  const button = ({ name, positions }) => {
+    const made = element("button", { type: "button", textContent: name });
+    made.addEventListener("click", () => choose(positions));
+    return made;
+  };
+
+  const labels = controls.map((control, i) => {
+    inputs[i].addEventListener("input", update);
+    const name = element("span", { textContent: control.label });
+    return element("label", {}, name, inputs[i], ...(control.menu ? [] : [shown[i]]));
   });
-  figure.plot.before(panel);
+  const reset = { name: "Reset", positions: controls.map(() => 0) };
+  const buttons = [...scenarios, reset].map(button);
+  figure.plot.before(
+    element("div", { className: "lab-controls" }, ...labels),
+    element("div", { className: "lab-scenarios" }, ...buttons),
+  );
+  figure.plot.after(said);
+  update();
 }
 
 function start() {
-  const figures = [...document.querySelectorAll(".lab-figure")].map((element) => ({
-    payload: JSON.parse(element.querySelector("script").textContent),
-    plot: element.querySelector(".lab-plot"),
+  const figures = [...document.querySelectorAll(".lab-figure")].map((found) => ({
+    payload: JSON.parse(found.querySelector("script").textContent),
+    plot: found.querySelector(".lab-plot"),
     index: 0,
   }));
   for (const figure of figures) {
     if (figure.payload.controls) addControls(figure);
-    draw(figure);
+    else draw(figure);
   }
   const redraw = () => figures.forEach(draw);
   new MutationObserver(redraw).observe(document.documentElement, {

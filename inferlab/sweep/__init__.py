@@ -6,6 +6,7 @@ draws. `Sweep.live()` is the same figure in Jupyter, where widgets drive `comput
 """
 
 from inferlab.sweep.compact import compact
+from inferlab.sweep.outcome import Impossible
 from inferlab.sweep.sweep import Control, Sweep
 
-__all__ = ["Control", "Sweep", "compact"]
+__all__ = ["Control", "Impossible", "Sweep", "compact"]

@@ -1,17 +1,19 @@
 """`Sweep`: a figure over two or more parameters, precomputed for a page or live in a kernel."""
 
 import itertools
-from collections.abc import Callable, Sequence
+import textwrap
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from inferlab.sweep.compact import compact
+from inferlab.sweep.outcome import Impossible, Point, Value, outcome, outcomes
 
 MINIMUM_CONTROLS = 2
 MINIMUM_POINTS = 60
-
-Value = int | float | str
-Point = dict[str, Value]
+ALONE_S = 2.0  # after which other processes are worth their start
+WORDS_WIDTH = 60  # characters of a line in a figure
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,19 @@ class Control:
 class Sweep:
     """`figure(compute(**point), **point)` for every combination of the controls' values.
 
-    `compute` returns the data of a point and `figure` draws it as a Plotly figure; every point must
-    have the same number of traces. Raises ValueError for fewer than two controls or sixty points:
-    with less than that a table says more.
+    A ValueError of `compute` means that the point cannot exist, for example a model that does not
+    fit; both views then say what it says, in an empty figure.
+
+    Args:
+        compute: the data of a point; a function of the controls' names.
+        controls: what the reader can choose. The first value of each is where both views start.
+        figure: draws what `compute` returns with Plotly, with as many traces at every point.
+        words: the same in a sentence, for readers who do not see the figure.
+        scenarios: points worth a name; what one leaves out is as at the start.
+
+    Raises:
+        ValueError: for fewer than two controls or sixty points, because a table then says more,
+            and for a scenario that is no point.
     """
 
     def __init__(
@@ -43,10 +55,13 @@ class Sweep:
         compute: Callable[..., Any],
         controls: Sequence[Control],
         figure: Callable[..., Any],
+        words: Callable[..., str],
+        scenarios: Mapping[str, Point] | None = None,
     ) -> None:
         self.compute = compute
         self.controls = list(controls)
         self.figure = figure
+        self.words = words
         self.points: list[Point] = [
             dict(zip((control.name for control in self.controls), values))
             for values in itertools.product(*(control.values for control in self.controls))
@@ -56,15 +71,37 @@ class Sweep:
                 f"A sweep of {len(self.controls)} controls and {len(self.points)} points is too "
                 f"small: it takes at least {MINIMUM_CONTROLS} controls and {MINIMUM_POINTS} points."
             )
+        self.scenarios = {
+            name: {**self.first_point, **chosen} for name, chosen in (scenarios or {}).items()
+        }
+        for name, point in self.scenarios.items():
+            if point not in self.points:
+                raise ValueError(f"The scenario {name!r} is {point}, which no control can choose.")
+        self._results: dict[tuple[Value, ...], Any] = {}
 
     @property
     def first_point(self) -> Point:
         """The point that both views show at the start."""
         return self.points[0]
 
+    def result(self, **point: Value) -> Any:
+        """What `compute` returns at a point, computed once, or `Impossible`."""
+        key = self._key(point)
+        if key not in self._results:
+            self._results[key] = outcome(self.compute, point)
+        return self._results[key]
+
     def at(self, **point: Value) -> Any:
         """The figure of one point: what both views show."""
-        return self.figure(self.compute(**point), **point)
+        found = self.result(**point)
+        return (
+            self._explained(found) if isinstance(found, Impossible) else self.figure(found, **point)
+        )
+
+    def said_at(self, **point: Value) -> str:
+        """The point in words: what both views say."""
+        found = self.result(**point)
+        return found.reason if isinstance(found, Impossible) else self.words(found, **point)
 
     def static(self) -> dict[str, Any]:
         """Data of the page: the first figure, and per point only what differs from it.
@@ -72,6 +109,7 @@ class Sweep:
         `points` is in the order of `itertools.product`, so that the position of a point follows
         from the positions of its controls.
         """
+        self._compute_all()
         figures = [compact(self.at(**point)) for point in self.points]
         return {
             "figure": figures[0],
@@ -80,39 +118,62 @@ class Sweep:
                 for control in self.controls
             ],
             "points": [_difference(figures[0], figure) for figure in figures],
+            "words": [self.said_at(**point) for point in self.points],
+            "scenarios": [
+                {
+                    "name": name,
+                    "positions": [
+                        list(control.values).index(point[control.name]) for control in self.controls
+                    ],
+                }
+                for name, point in self.scenarios.items()
+            ],
         }
 
-    def live(self) -> Any:
-        """The same figure in Jupyter: widgets that call `at`."""
-        from ipywidgets import (  # type: ignore[import-untyped]
-            Dropdown,
-            Output,
-            SelectionSlider,
-            VBox,
+    def _compute_all(self) -> None:
+        """Fill the results; in several processes if one alone would take long."""
+        started = time.monotonic()
+        for point in self.points:
+            self.result(**point)
+            if time.monotonic() - started > ALONE_S:
+                break
+        waiting = [point for point in self.points if self._key(point) not in self._results]
+        if waiting:
+            found = outcomes(self.compute, waiting)
+            self._results |= {self._key(point): one for point, one in zip(waiting, found)}
+
+    def _key(self, point: Point) -> tuple[Value, ...]:
+        return tuple(point[control.name] for control in self.controls)
+
+    def _explained(self, impossible: Impossible) -> Any:
+        """The figure of a possible point without its data, and the reason in its middle."""
+        from plotly.graph_objects import Figure
+
+        possible = next(
+            point for point in self.points if not isinstance(self.result(**point), Impossible)
         )
+        drawn = self.at(**possible)
+        empty = [
+            {**trace.to_plotly_json(), **{axis: [] for axis in "xyz" if axis in trace}}
+            for trace in drawn.data
+        ]
+        figure = Figure(empty, drawn.layout)
+        figure.update_layout(annotations=[], shapes=[])
+        figure.add_annotation(
+            text="<br>".join(textwrap.wrap(impossible.reason, WORDS_WIDTH)),
+            xref="paper",
+            yref="paper",
+            x=0.5,
+            y=0.5,
+            showarrow=False,
+        )
+        return figure
 
-        widgets = {}
-        for control in self.controls:
-            kind = Dropdown if control.is_menu else SelectionSlider
-            widgets[control.name] = kind(
-                options=list(control.values),
-                description=control.label,
-                style={"description_width": "initial"},
-            )
-        output = Output()
+    def live(self) -> Any:
+        """The same figure in Jupyter, with widgets."""
+        from inferlab.sweep.live import live_view
 
-        def redraw(_change: object = None) -> None:
-            from IPython.display import display
-
-            figure = self.at(**{name: widget.value for name, widget in widgets.items()})
-            output.clear_output(wait=True)
-            with output:
-                display(figure)  # type: ignore[no-untyped-call]
-
-        for widget in widgets.values():
-            widget.observe(redraw, names="value")
-        redraw()
-        return VBox([*widgets.values(), output])
+        return live_view(self)
 
 
 def _difference(base: dict[str, Any], figure: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,75 @@
+"""The chapters' sweeps: each is drawn, said in words, small enough, and driven by our scheduler."""
+
+import importlib
+import json
+import pkgutil
+
+import pytest
+
+from inferlab import explore
+from inferlab.engine.scheduler import Scheduler
+from inferlab.explore import request_rates, routing, static_batches, token_budget
+from inferlab.notebook import FIGURE_LIMIT_BYTES, figure_html
+from inferlab.sweep import Impossible
+from inferlab.theme import TEMPLATE, require_axis_titles
+
+SWEEPS = sorted({module.name for module in pkgutil.iter_modules(explore.__path__)} - {"panels"})
+
+
+def module(name: str):
+    return importlib.import_module(f"inferlab.explore.{name}")
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_scenario_is_drawn_and_said(name) -> None:
+    sweep = module(name).sweep()
+    figures = []
+    for point in [sweep.first_point, *sweep.scenarios.values()]:
+        figure = sweep.at(**point)
+        require_axis_titles(figure)
+        assert 40 < len(sweep.said_at(**point)) < 500
+        assert "nan" not in sweep.said_at(**point)
+        figures.append(figure)
+    assert len({len(figure.data) for figure in figures}) == 1
+    assert not isinstance(sweep.result(**sweep.first_point), Impossible)
+    assert module(name).PREDICTION.endswith("?")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_point_can_be_computed_and_the_page_stays_small(name) -> None:
+    static = module(name).sweep().static()
+    figure_html({**static, "template": TEMPLATE.to_plotly_json()}, "caption", "badge", "alt")
+    assert len(static["points"]) >= 60
+    size = len(json.dumps(static, separators=(",", ":")))
+    assert size < FIGURE_LIMIT_BYTES
+
+
+@pytest.mark.parametrize("of", [request_rates, routing, static_batches, token_budget])
+def test_a_readers_scheduler_decides(of) -> None:
+    class Readers(Scheduler):
+        """One request at a time."""
+
+        def __init__(self, *arguments, **settings) -> None:
+            super().__init__(*arguments, **{**settings, "max_num_seqs": 1})
+
+    ours, same, other = (
+        of.sweep(scheduler_class)
+        for scheduler_class in (Scheduler, type("C", (Scheduler,), {}), Readers)
+    )
+    point = ours.first_point
+    assert ours.result(**point) == same.result(**point)
+    assert ours.result(**point) != other.result(**point)
+
+
+def test_the_same_seed_gives_the_same_bytes() -> None:
+    first, second = (request_rates.sweep() for _ in range(2))
+    request_rates.answered.cache_clear()
+    found = first.result(**first.first_point)
+    request_rates.answered.cache_clear()
+    assert json.dumps(found) == json.dumps(second.result(**second.first_point))
+
+
+def test_what_does_not_fit_is_explained() -> None:
+    sweep = module("playground").sweep()
+    assert "there is no room for K and V" in sweep.said_at(**sweep.scenarios["Too large a model"])
