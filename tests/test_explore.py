@@ -36,6 +36,7 @@ def test_every_scenario_is_drawn_and_said(name) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_point_can_be_computed_and_the_page_stays_small(name) -> None:
     static = module(name).sweep().static()
