@@ -81,7 +81,7 @@ def test_weights_that_do_not_fit_are_explained() -> None:
 
 
 def test_arithmetic_that_a_device_has_no_units_for_is_explained() -> None:
-    with pytest.raises(ValueError, match="T4 does not compute in bf16"):
+    with pytest.raises(ValueError, match="no figure for T4 computing in bf16"):
         SimulatedServer(SHAPES["Llama-3.2-1B"], DEVICES["T4"]).serve([Prompt(0.0, 10, 10)])
 
 

@@ -19,7 +19,7 @@ PREDICTION = (
 )
 PROMPTS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 CHUNKS = (16, 64, 128, 256, 512, 1024, 2048)
-# The arithmetic of a real prefill, of the peak.
+# Of the peak, the arithmetic that a real prefill reaches: assumed.
 PREFILL_SHARE = 0.5
 
 

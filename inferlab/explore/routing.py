@@ -20,7 +20,7 @@ from inferlab.sweep import Control, Sweep
 from inferlab.theme import PALETTE
 
 PREDICTION = (
-    "Of 32 prefixes one is asked for by every third request. A cache-aware router sends all of "
+    "Of 32 prefixes one is asked for by every fourth request. A cache-aware router sends all of "
     "these to one server. Are the slowest answers slower then, or faster, than with taking turns?"
 )
 ROUTERS: dict[str, tuple[type[Router], str]] = {

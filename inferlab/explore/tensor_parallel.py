@@ -18,8 +18,8 @@ PREDICTION = (
     "on 8 GPUs is communication if each takes 10 µs? On which link does a second GPU not pay?"
 )
 GPUS = (1, 2, 4, 8)
-# Bandwidth one way, and what an all-reduce of a few bytes takes: our assumptions, of the size that
-# week 13 measures on CPUs and the literature reports for GPUs.
+# Bandwidth one way, and what an all-reduce of a few bytes takes: the latter is assumed, because no
+# GPU has been measured.
 LINKS = {
     "NVLink": (300e9, 10e-6),
     "PCIe": (PCIE_4, 25e-6),

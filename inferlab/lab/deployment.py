@@ -60,11 +60,11 @@ class Deployment(AbstractContextManager["Deployment"]):
         cache = (self.scratch / called).absolute()
         if process.role in ENGINES:
             environment |= dict.fromkeys(CACHES, str(cache))
+            model_inspections.lend(cache)
         log = self.log_folder / f"{self.point.name}-{called}.log"
         start = partial(
             Server, process.name, process.command, process.port, environment, log, process.readiness
         )
-        model_inspections.lend(cache)
         server = start()
         if model_inspections.learn(cache):
             # Its start took longer than that of any server after it will.

@@ -48,13 +48,13 @@ def decode_floor(metrics: Metrics, ceilings: Ceilings) -> str | None:
     read_ms = 1000 * ceilings.decode_weight_bytes / ceilings.bandwidth_bytes_per_s
     floor_ms = read_ms / ceilings.tokens_per_step
     step = metrics.get("tpot_mean_ms")
-    tokens_each = metrics["output_tokens"] / metrics["num_requests"]
-    steps = (tokens_each - 1) / ceilings.tokens_per_step
-    if step is not None and steps >= FEWEST_STEPS and step < floor_ms:
-        return (
-            f"A mean TPOT of {step:.3g} ms is below the {floor_ms:.3g} ms that reading the "
-            f"weights takes."
-        )
+    if step is not None and step < floor_ms:
+        tokens_each = metrics["output_tokens"] / metrics["num_requests"]
+        if (tokens_each - 1) / ceilings.tokens_per_step >= FEWEST_STEPS:
+            return (
+                f"A mean TPOT of {step:.3g} ms is below the {floor_ms:.3g} ms that reading the "
+                f"weights takes."
+            )
     fastest = 1000 * ceilings.max_num_seqs / floor_ms
     rate = metrics["output_tokens_per_s"]
     if rate > fastest:

@@ -7,7 +7,7 @@ disturbed shows, and a model fitted to many points can divide its times by it.
 
 import time
 
-ADDITIONS = 500_000  # about 30 ms: longer than a slice of the operating system's scheduler
+ADDITIONS = 500_000  # 14 to 31 ms here: longer than a slice of Linux's scheduler
 
 
 def yardstick_ms() -> float:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from inferlab.analysis.model_shape import ModelShape
 from inferlab.analysis.operators import Precision
@@ -82,12 +81,6 @@ def held_out(machine: Machine, overheads: Overheads) -> list[Comparison]:
     """The simulator beside real vLLM on the points that it was not fitted to."""
     others = (point for point in points(HELD_OUT) if not is_fitted_to(point))
     return compare(others, machine, overheads)
-
-
-def fitted() -> Fit:
-    """The committed fit."""
-    kept: dict[str, Any] = json.loads(FITTED_OVERHEADS.read_text(encoding="utf-8"))["fit"]
-    return Fit(**kept)
 
 
 def main() -> None:

@@ -23,13 +23,13 @@ class Device:
         """FLOP/s (for integers OP/s) of `arithmetic`.
 
         Raises:
-            ValueError: if the device has no units for it.
+            ValueError: if there is no figure, because the device has no units or none was read.
         """
         if arithmetic not in self.peak_flop_per_s:
             raise ValueError(
-                f"{self.name} does not compute in {arithmetic}: it has units for "
-                f"{', '.join(self.peak_flop_per_s)}. Weights in other formats can still be stored "
-                f"and are converted as they are read."
+                f"There is no figure for {self.name} computing in {arithmetic}, only for "
+                f"{', '.join(self.peak_flop_per_s)}: choose one of these. Weights can still be "
+                f"stored in another format and are converted as they are read."
             )
         return self.peak_flop_per_s[arithmetic]
 
