@@ -41,7 +41,8 @@ function themed(layout, template, width) {
     for (const name of ["xaxis", "yaxis"]) base.layout[name].title.font.size = 11;
     base.layout.margin = { l: 44, r: 8, t: 24, b: 40 };
   }
-  const height = narrow ? NARROW_HEIGHT_PX : (layout.height ?? template.layout.height);
+  // A figure of several rows says its height: squeezed, the titles of its axes would overlap.
+  const height = layout.height ?? (narrow ? NARROW_HEIGHT_PX : template.layout.height);
   return { ...layout, template: base, autosize: true, height };
 }
 
