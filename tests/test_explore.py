@@ -7,13 +7,17 @@ import pkgutil
 import pytest
 
 from inferlab import explore
+from inferlab.analysis.serving_metrics import Answer
 from inferlab.engine.scheduler import Scheduler
 from inferlab.explore import request_rates, routing, static_batches, token_budget
+from inferlab.explore.steady_state import steady_rates
 from inferlab.notebook import FIGURE_LIMIT_BYTES, figure_html
 from inferlab.sweep import Impossible
 from inferlab.theme import TEMPLATE, require_axis_titles
 
-SWEEPS = sorted({module.name for module in pkgutil.iter_modules(explore.__path__)} - {"panels"})
+SWEEPS = sorted(
+    {module.name for module in pkgutil.iter_modules(explore.__path__)} - {"panels", "steady_state"}
+)
 
 
 def module(name: str):
@@ -74,3 +78,16 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
 def test_what_does_not_fit_is_explained() -> None:
     sweep = module("playground").sweep()
     assert "there is no room for K and V" in sweep.said_at(**sweep.scenarios["Too large a model"])
+
+
+def test_steady_rates_leave_out_how_a_run_begins_and_ends() -> None:
+    """One request a second, each answered in 4 tokens over 3.5 s, every second one late."""
+    answers = [
+        Answer(float(i), [i + 0.5 + i % 2, i + 1.5, i + 2.5, i + 3.5], 10) for i in range(11)
+    ]
+    rates = steady_rates(answers, {"ttft_ms": 600.0, "tpot_ms": 2000.0})
+    # From 2 to 10 s, four tokens a second; before 3 s one is missing, as nothing was sent at -1 s.
+    assert rates["output_tokens_per_s"] == 31 / 8
+    assert rates["goodput_requests_per_s"] == 5 / 8  # sent at 2, 4, 6, 8 and 10 s
+    with pytest.raises(ValueError, match="sent at once"):
+        steady_rates([Answer(0.0, [1.0], 1)] * 3, {"ttft_ms": 1.0, "tpot_ms": 1.0})

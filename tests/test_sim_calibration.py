@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from inferlab.sim import calibration
-from inferlab.sim.calibrate import this_machine
+from inferlab.sim.calibrate import calibrate, fitted, this_machine
 from inferlab.sim.fidelity import compare
 from inferlab.sim.recorded_points import recorded_points
 from inferlab.sim.step_time import Overheads
@@ -75,14 +75,16 @@ def test_recorded_points_are_those_of_one_vllm_server(name: str) -> None:
 
 def test_simulated_metrics_are_near_the_recorded_ones() -> None:
     """No bar, but what a broken simulator would miss by far: a factor of two."""
-    overheads = Overheads(
-        arithmetic_share=0.5,
-        attention_share=0.4,
-        step_s=7.5e-3,
-        request_s=3e-4,
-        frontend_s=10e-3,
-    )
+    overheads = Overheads(**fitted().values)
     points = recorded_points(RESULTS / "week01" / "closed-loop.json")
     for comparison in compare(points, this_machine(), overheads):
         if "p99" not in comparison.metric:
             assert 0.5 < 1 + comparison.error < 2, comparison
+
+
+@pytest.mark.slow
+@pytest.mark.full
+def test_the_committed_fit_is_what_the_recorded_results_give() -> None:
+    found = calibrate(this_machine())
+    assert found.values == pytest.approx(fitted().values, rel=1e-3)
+    assert all(1 < factor < 3 for factor in found.factors.values()), "a constant is not known"

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from inferlab.analysis.operators import Precision, StepShape, operators
 from inferlab.analysis.serving_metrics import summary
@@ -16,6 +18,7 @@ from inferlab.sim.clients import Prompt
 from inferlab.sim.devices import DEVICES
 from inferlab.sim.disaggregation import Pools, colocated
 from inferlab.sim.fleet import serve_behind
+from inferlab.sim.kv_tiers import Tier, TieredKVCacheManager
 from inferlab.sim.server import SimulatedServer
 from inferlab.sim.shapes import SHAPES
 from inferlab.sim.step_time import Overheads, RooflineStepTime
@@ -114,6 +117,73 @@ def test_prefix_cache_saves_what_is_shared() -> None:
     assert hits[1] == 0 < hits[0] <= hits[2] == 56 * 1024
     ttft = [summary([s.answer for s in run.served])["ttft_p50_ms"] for run in (cached, uncached)]
     assert ttft[0] < ttft[1] / 2
+
+
+# A document and its answer fill the cache: nothing of another one is left.
+SMALL = replace(SERVER, kv_tokens=2080)
+MEMORY = Tier("memory", 100_000, bytes_per_s=20e9, latency_s=1e-4)
+DISK = Tier("disk", 1_000_000, bytes_per_s=2e9, latency_s=1e-3)
+
+
+def about(*documents: int) -> list[Prompt]:
+    """Questions about documents of 2,048 tokens, far apart."""
+    return [Prompt(5.0 * i, 2048, 8, document, 2048) for i, document in enumerate(documents)]
+
+
+def test_what_the_cache_lost_is_loaded_and_the_engine_waits_for_it() -> None:
+    prompts = about(0, 1, 0)
+    lost = SMALL.serve(prompts).served[-1]
+    loaded = replace(SMALL, tiers=(MEMORY,)).serve(prompts).served[-1]
+    assert (lost.cached_tokens, loaded.cached_tokens) == (0, 7 * 256)  # the last token is computed
+    computing_s = float(SMALL.step_time(StepShape.of([(256, 2048, True)])))
+    loading_s = 7 * (1e-4 + 256 * 131072 / 20e9)
+    assert loaded.answer.ttft_ms == pytest.approx(1000 * (computing_s + loading_s))
+    assert loaded.answer.ttft_ms < lost.answer.ttft_ms
+
+
+def test_tiers_change_nothing_as_long_as_the_cache_has_it() -> None:
+    prompts = about(0, 0, 0)
+    alone, tiered = SMALL.serve(prompts), replace(SMALL, tiers=(MEMORY,)).serve(prompts)
+    assert [one.answer for one in tiered.served] == [one.answer for one in alone.served]
+
+
+def loaded_tokens(server: SimulatedServer, prompts: list[Prompt]) -> dict[str, int]:
+    manager = server.serve(prompts).scheduler.kv_cache_manager
+    assert isinstance(manager, TieredKVCacheManager)
+    return manager.loaded_tokens
+
+
+def test_the_fastest_tier_that_has_a_chunk_serves_it_and_the_least_recently_used_leaves() -> None:
+    small = replace(SMALL, tiers=(MEMORY._replace(capacity_tokens=2048), DISK))
+    # Document 1 pushed document 0 out of memory; it is loaded from disk, and pushes out 1.
+    assert loaded_tokens(small, about(0, 1, 0)) == {"memory": 0, "disk": 1792}
+    assert loaded_tokens(small, about(0, 1, 0, 1)) == {"memory": 0, "disk": 2 * 1792}
+    both = replace(SMALL, tiers=(MEMORY, DISK))
+    assert loaded_tokens(both, about(0, 1, 0, 1)) == {"memory": 2 * 1792, "disk": 0}
+
+
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=30),
+    st.integers(1, 40),
+    st.sampled_from([16, 64, 256]),
+)
+def test_tiers_hold_no_more_than_they_may_and_every_block_comes_back(
+    documents, capacity_chunks, chunk_size
+) -> None:
+    prompts = [replace(prompt, due_s=0.05 * i) for i, prompt in enumerate(about(*documents))]
+    capacity = capacity_chunks * chunk_size
+    tiers = (MEMORY._replace(capacity_tokens=capacity),)
+    run = replace(SMALL, tiers=tiers, chunk_size=chunk_size).serve(prompts)
+    manager = run.scheduler.kv_cache_manager
+    assert isinstance(manager, TieredKVCacheManager)
+    assert all(len(kept) * chunk_size <= capacity for kept in manager._kept)
+    assert manager.num_free_blocks == manager.num_blocks - 1
+    assert [len(one.answer.token_s) for one in run.served] == [8] * len(prompts)
+
+
+def test_a_chunk_is_a_whole_number_of_blocks() -> None:
+    with pytest.raises(ValueError, match="chunk of 100 tokens is not a whole number of blocks"):
+        replace(SMALL, tiers=(DISK,), chunk_size=100).serve(about(0))
 
 
 class NewestFirst(Scheduler):

@@ -130,6 +130,17 @@ def test_times_are_sums_of_step_times() -> None:
     assert list(run.served[0].answer.token_s) == pytest.approx([first, second, third])
 
 
+@pytest.mark.parametrize("load", [0.3, 0.7])
+def test_one_at_a_time_waits_as_long_as_queueing_theory_says(load: float) -> None:
+    """Random arrivals, equal service: the mean wait is load / (2 (1 - load)) services (M/D/1)."""
+    service_s = 1e-3 + 10e-5 + 100e-7
+    times_s = traffic.poisson(load / service_s, 20_000, seed=4)
+    prompts = traffic.alike(times_s, 10, 1)
+    run = Simulation(scheduler(max_num_seqs=1), step_time, Clients(prompts)).run()
+    waits_s = [one.answer.token_s[0] - one.answer.sent_s - service_s for one in run.served]
+    assert np.mean(waits_s) == pytest.approx(service_s * load / (2 * (1 - load)), rel=0.05)
+
+
 def test_closed_loop_keeps_so_many_in_flight() -> None:
     prompts = traffic.alike(np.zeros(12), 20, 30)
     run = Simulation(scheduler(), step_time, Clients(prompts, max_in_flight=3)).run()

@@ -8,6 +8,7 @@ from plotly.graph_objects import Figure
 from inferlab.analysis.serving_metrics import summary
 from inferlab.engine.scheduler import Scheduler
 from inferlab.explore.panels import Curve, Panel, panels
+from inferlab.explore.steady_state import steady_rates
 from inferlab.sim import traffic
 from inferlab.sim.clients import Prompt
 from inferlab.sim.devices import DEVICES
@@ -87,12 +88,12 @@ def doing_both(
         scheduler_class=scheduler_class,
     )
 
-    def at(rate_per_s: float) -> dict[str, float]:
+    def at(rate_per_s: float) -> list[Served]:
         prompts = requests(prompt_tokens, output_tokens, rate_per_s)
-        return measured(colocated(server, prompts, NUM_GPUS))
+        return colocated(server, prompts, NUM_GPUS)
 
-    capacity = at(float("inf"))["requests_per_s"]
-    return capacity, [at(load * capacity) for load in LOADS]
+    capacity = summary([one.answer for one in at(float("inf"))])["requests_per_s"]
+    return capacity, [measured(at(load * capacity)) for load in LOADS]
 
 
 def requests(prompt_tokens: int, output_tokens: int, rate_per_s: float) -> list[Prompt]:
@@ -101,7 +102,8 @@ def requests(prompt_tokens: int, output_tokens: int, rate_per_s: float) -> list[
 
 
 def measured(served: list[Served]) -> dict[str, float]:
-    return summary([one.answer for one in served], OBJECTIVE)
+    answers = [one.answer for one in served]
+    return summary(answers) | steady_rates(answers, OBJECTIVE)
 
 
 def draw(found: dict[str, dict[str, list[float]]], **_: Any) -> Figure:

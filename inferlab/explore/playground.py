@@ -9,6 +9,7 @@ from plotly.graph_objects import Figure
 from inferlab.analysis.operators import Precision
 from inferlab.analysis.serving_metrics import Answer, summary
 from inferlab.explore.panels import Curve, Panel, panels
+from inferlab.explore.steady_state import steady_rates
 from inferlab.sim import traffic
 from inferlab.sim.clients import Prompt
 from inferlab.sim.devices import DEVICES
@@ -79,7 +80,8 @@ def deployed(
         acceptance=0.7,
     )
     capacity = summary(answers(server, float("inf")))["requests_per_s"]
-    runs = [summary(answers(server, load * capacity), OBJECTIVE) for load in LOADS]
+    found = [answers(server, load * capacity) for load in LOADS]
+    runs = [summary(run) | steady_rates(run, OBJECTIVE) for run in found]
     return {
         "rates": [load * capacity for load in LOADS],
         **{metric: [run[metric] for run in runs] for metric in METRICS},

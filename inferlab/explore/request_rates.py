@@ -10,6 +10,7 @@ from plotly.graph_objects import Figure
 from inferlab.analysis.serving_metrics import Answer, summary
 from inferlab.engine.scheduler import Scheduler
 from inferlab.explore.panels import Curve, Panel, panels
+from inferlab.explore.steady_state import steady_rates
 from inferlab.sim import traffic
 from inferlab.sim.clients import Prompt
 from inferlab.sim.devices import DEVICES
@@ -74,7 +75,7 @@ def rising_rate(
 ) -> dict[str, list[float]]:
     """Each of `METRICS` at each rate; `requests_per_s` holds the rates offered."""
     capacity, runs = answered(device, lengths, max_num_seqs, scheduler_class)  # type: ignore[arg-type]
-    found = [summary(answers, OBJECTIVES[objective]) for answers in runs]
+    found = [summary(run) | steady_rates(run, OBJECTIVES[objective]) for run in runs]
     return {
         "requests_per_s": [load * capacity for load in LOADS],
         **{metric: [one[metric] for one in found] for metric in METRICS},

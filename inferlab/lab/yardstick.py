@@ -1,8 +1,8 @@
 """How fast the machine is now: the time of a calculation that never changes.
 
 A shared host, or a laptop that grows hot, changes its speed by a factor of two within an hour. Each
-repeat therefore records the yardstick just before and just after its load: a repeat that was
-disturbed shows, and a model fitted to many points can divide its times by it.
+repeat therefore records the yardstick just before and just after its load: one that was disturbed
+shows. It is no measure of an engine's speed: dividing times by it does not bring repeats closer.
 """
 
 import time

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from inferlab.analysis.kv_memory import kv_bytes_per_token
 from inferlab.sim.clients import Prompt
 from inferlab.sim.outcome import Served
 from inferlab.sim.received_kv import send_over
@@ -39,7 +38,7 @@ class Pools:
             received += send_over(
                 share,
                 [ready[id(prompt)] for prompt in only_prefill],
-                self._kv_bytes_per_token,
+                self.server.kv_bytes_per_token,
                 self.link_bytes_per_s,
             )
         received.sort(key=lambda prompt: prompt.due_s)
@@ -48,13 +47,6 @@ class Pools:
             for share in divided(received, self.num_decode)
             for one in self.server.receive(share).served
         ]
-
-    @property
-    def _kv_bytes_per_token(self) -> float:
-        model = self.server.model
-        return kv_bytes_per_token(
-            model.num_layers, model.num_kv_heads, model.head_dim, self.server.precision.kv
-        )
 
 
 def divided(prompts: Sequence[Prompt], count: int) -> list[list[Prompt]]:

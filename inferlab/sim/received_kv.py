@@ -1,4 +1,4 @@
-"""K and V that a server does not compute but gets: from a prefill server, or from a store."""
+"""K and V that a server does not compute but gets: from a prefill server, or from a tier."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,14 +25,13 @@ class ReceivingKVCacheManager(KVCacheManager):
 
         The last token's logits are needed, so at least that one is computed here.
         """
-        kept = min(num_tokens, request.num_prompt_tokens - 1)
+        kept = min(num_tokens, request.num_tokens - 1)
         self._expected[request.request_id] = kept // self.block_size * self.block_size
 
     def get_computed_blocks(self, request: Request) -> PrefixHit:
         hit = KVCacheManager.get_computed_blocks(self, request)
         received = self._expected.get(request.request_id, 0)
-        # One or the other: what is found here need not be fetched.
-        return hit if hit.num_tokens >= received else PrefixHit([], received)
+        return PrefixHit(hit.blocks, max(hit.num_tokens, received))
 
     def allocate_slots(
         self,
@@ -42,8 +41,9 @@ class ReceivingKVCacheManager(KVCacheManager):
         full_sequence_must_fit: bool = False,
     ) -> list[Any] | None:
         received = 0
-        if request.request_id not in self._blocks and not computed_blocks:
-            received = self._expected.get(request.request_id, 0)
+        if request.request_id not in self._blocks:
+            held = len(computed_blocks) * self.block_size
+            received = max(0, self._expected.get(request.request_id, 0) - held)
         blocks = KVCacheManager.allocate_slots(
             self, request, received + num_new_tokens, computed_blocks, full_sequence_must_fit
         )

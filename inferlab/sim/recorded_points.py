@@ -17,22 +17,11 @@ MAX_NUM_SEQS = 128
 MAX_NUM_BATCHED_TOKENS = 2048
 
 
-# What the fitted overheads hold for: a machine whose yardstick takes so long (ms).
-YARDSTICK_MS = 20.0
-
-
 class Repeat(NamedTuple):
     """One repeat of a point, as it stands in the result file."""
 
     metrics: dict[str, float]
     samples: dict[str, list[Any]]
-
-    @property
-    def slowness(self) -> float:
-        """How much slower than `YARDSTICK_MS` says the machine was then, before and after."""
-        around = [self.metrics.get(f"yardstick_{when}_ms") for when in ("before", "after")]
-        known = [ms for ms in around if ms is not None]
-        return sum(known) / len(known) / YARDSTICK_MS if known else 1.0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from inferlab.engine.scheduler import Scheduler
 from inferlab.sim.clients import Clients, Prompt
 from inferlab.sim.devices import Device
 from inferlab.sim.drafts import Drafts
+from inferlab.sim.kv_tiers import Tier, TieredKVCacheManager
 from inferlab.sim.received_kv import ReceivingKVCacheManager
 from inferlab.sim.simulator import Simulation
 from inferlab.sim.step_time import IDEAL, Overheads, RooflineStepTime
@@ -37,6 +38,8 @@ class SimulatedServer:
     max_num_batched_tokens: int = 2048
     long_prefill_token_threshold: int = 0
     prefix_cache: str | None = "hash"  # or "radix", or None
+    tiers: tuple[Tier, ...] = ()  # below the KV cache, the fastest first
+    chunk_size: int = 256  # tokens that tiers keep together
     policy: Policy = fcfs
     num_drafts: int = 0
     acceptance: float = 0.0
@@ -50,6 +53,13 @@ class SimulatedServer:
         return others * self.precision.weight + embeddings * self.precision.activation
 
     @property
+    def kv_bytes_per_token(self) -> float:
+        """Of one token's K and V over all layers, once."""
+        return kv_bytes_per_token(
+            self.model.num_layers, self.model.num_kv_heads, self.model.head_dim, self.precision.kv
+        )
+
+    @property
     def num_blocks(self) -> int:
         """Blocks of the KV cache in what memory the weights leave.
 
@@ -59,10 +69,8 @@ class SimulatedServer:
         if self.kv_tokens is not None:
             return self.kv_tokens // self.block_size
         # With fewer heads for K and V than GPUs, each GPU has a copy of one.
-        heads = max(self.model.num_kv_heads, self.num_gpus)
-        block_bytes = self.block_size * kv_bytes_per_token(
-            self.model.num_layers, heads, self.model.head_dim, self.precision.kv
-        )
+        copies = max(1.0, self.num_gpus / self.model.num_kv_heads)
+        block_bytes = self.block_size * copies * self.kv_bytes_per_token
         memory = self.num_gpus * self.device.memory_bytes * self.memory_share
         free = memory - self.weight_bytes
         if free < 2 * block_bytes:
@@ -127,6 +135,10 @@ class SimulatedServer:
         num_blocks = self._num_blocks_for(prompts)
         if self.prefix_cache == "radix":
             return RadixKVCacheManager(num_blocks * self.block_size)
+        if self.tiers:
+            return TieredKVCacheManager(
+                num_blocks, self.block_size, self.tiers, self.chunk_size, self.kv_bytes_per_token
+            )
         return KVCacheManager(num_blocks, self.block_size, self.prefix_cache is not None)
 
     def _num_blocks_for(self, prompts: Sequence[Prompt]) -> int:

@@ -19,6 +19,7 @@ from inferlab.engine.request import Request, SamplingParams
 from inferlab.engine.scheduler import ScheduledRequest, Scheduler, SchedulerOutput
 from inferlab.sim.clients import Clients, Prompt
 from inferlab.sim.drafts import Drafts
+from inferlab.sim.kv_tiers import TieredKVCacheManager
 from inferlab.sim.outcome import Served, Step
 from inferlab.sim.received_kv import ReceivingKVCacheManager
 
@@ -128,7 +129,10 @@ class Simulation:
         scheduler = self.scheduler
         output = scheduler.schedule()
         shape = shape_of(output)
-        self._pass(np.atleast_1d(self.step_time(shape)), shape)
+        seconds = self.step_time(shape)
+        if isinstance(scheduler.kv_cache_manager, TieredKVCacheManager):
+            seconds = seconds + scheduler.kv_cache_manager.take_loading_s()
+        self._pass(np.atleast_1d(seconds), shape)
         sampled = {}
         for entry in output.scheduled:
             if entry.samples:
