@@ -64,16 +64,19 @@ def test_the_less_busy_of_two_never_gets_busier_than_by_chance() -> None:
     assert spread(PowerOfTwo(8)) <= 6 < spread(RandomChoice(8))
 
 
-def test_a_prefix_goes_where_it_was_and_new_ones_to_the_smallest_tree() -> None:
+def test_a_prefix_goes_where_it_was_and_new_ones_to_the_least_busy() -> None:
     router = CacheAware(3)
     first, second = [1] * 100, [2] * 50
     assert router.route([*first, 7]) == 0
-    assert router.route([*second, 7]) == 1, "unknown: to a worker whose tree is empty"
+    assert router.route([*second, 7]) == 1, "unknown: to a worker that is idle"
     assert router.route([3] * 10) == 2
     assert router.route([*first, 8]) == 0
     assert router.route([*second, 8]) == 1
     # 30 of 101 tokens are below the threshold: a new prompt.
     assert router.route([*first[:30], *[9] * 71]) == 2
+    for worker in (0, 0):
+        router.finish(worker)
+    assert router.route([4] * 10) == 0, "its tree is the largest, but nothing runs there"
 
 
 def test_unequal_loads_count_more_than_prefixes() -> None:

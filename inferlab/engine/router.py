@@ -95,10 +95,13 @@ class CacheAware(Router):
     """The worker that has probably cached most of the prompt, unless the load is unequal.
 
     What a worker has cached is guessed from what was sent to it, in a radix tree for each that the
-    worker itself knows nothing of. Loads are unequal if the largest exceeds the smallest by more
-    than `balance_absolute` requests and `balance_relative` times: then the least busy worker gets
-    the request. A prompt that no tree knows to more than `cache_threshold` of its length goes to
-    the worker with the smallest tree.
+    worker itself knows nothing of. The least busy worker gets a prompt that no tree knows to more
+    than `cache_threshold` of its length, and every prompt while loads are unequal: while the
+    largest exceeds the smallest by more than `balance_absolute` requests and `balance_relative`
+    times.
+
+    Differences from sglang-router 0.3.2: its tree holds characters and not tokens, and of two
+    workers that know as much of a prompt it takes the one that was sent it last, not the first.
     """
 
     def __init__(
@@ -132,9 +135,8 @@ class CacheAware(Router):
             return self.least_loaded()
         matched = {w: len(tree.match_prefix(token_ids).values) for w, tree in self.trees.items()}
         best = max(matched, key=lambda worker: (matched[worker], -worker))
-        if matched[best] > self.cache_threshold * len(token_ids):
-            return best
-        return min(self.trees, key=lambda worker: (self.trees[worker].evictable_size, worker))
+        is_known = matched[best] > self.cache_threshold * len(token_ids)
+        return best if is_known else self.least_loaded()
 
     def _is_unequal(self) -> bool:
         least, most = min(self.loads.values()), max(self.loads.values())
