@@ -4,14 +4,19 @@ import importlib
 import json
 import pkgutil
 
+import numpy as np
 import pytest
 
 from inferlab import explore
 from inferlab.analysis.serving_metrics import Answer
 from inferlab.engine.scheduler import Scheduler
 from inferlab.explore import request_rates, routing, static_batches, token_budget
-from inferlab.explore.steady_state import steady_rates
+from inferlab.explore.steady_state import saturated_rate, steady_rates
 from inferlab.notebook import FIGURE_LIMIT_BYTES, figure_html
+from inferlab.sim import traffic
+from inferlab.sim.devices import DEVICES
+from inferlab.sim.server import SimulatedServer
+from inferlab.sim.shapes import SHAPES
 from inferlab.sweep import Impossible
 from inferlab.theme import TEMPLATE, require_axis_titles
 
@@ -85,9 +90,21 @@ def test_steady_rates_leave_out_how_a_run_begins_and_ends() -> None:
     answers = [
         Answer(float(i), [i + 0.5 + i % 2, i + 1.5, i + 2.5, i + 3.5], 10) for i in range(11)
     ]
-    rates = steady_rates(answers, {"ttft_ms": 600.0, "tpot_ms": 2000.0})
+    rates = steady_rates(answers, {"ttft_ms": 600.0, "tpot_ms": 2000.0}, rate_per_s=1.0)
     # From 2 to 10 s, four tokens a second; before 3 s one is missing, as nothing was sent at -1 s.
     assert rates["output_tokens_per_s"] == 31 / 8
-    assert rates["goodput_requests_per_s"] == 5 / 8  # sent at 2, 4, 6, 8 and 10 s
+    assert rates["goodput_requests_per_s"] == 5 / 9  # of nine that are sent from 2 s on
     with pytest.raises(ValueError, match="sent at once"):
-        steady_rates([Answer(0.0, [1.0], 1)] * 3, {"ttft_ms": 1.0, "tpot_ms": 1.0})
+        steady_rates([Answer(0.0, [1.0], 1)] * 3, {"ttft_ms": 1.0, "tpot_ms": 1.0}, 1.0)
+
+
+def test_a_saturated_server_makes_as_many_tokens_as_its_steps_do() -> None:
+    """Batches of four, one step of 64 tokens after the other: 4 requests in 64 steps."""
+    server = SimulatedServer(
+        SHAPES["Llama-3.2-1B"], DEVICES["A100-80GB SXM"], max_num_seqs=4, prefix_cache=None
+    )
+    run = server.serve(traffic.alike(np.zeros(40), 8, 64))
+    step_s = run.now_s / sum(step.repeats for step in run.steps)
+    assert saturated_rate(run) == pytest.approx(4 / (64 * step_s), rel=0.01)
+    alone = server.serve(traffic.alike(np.zeros(2), 8, 64))
+    assert saturated_rate(alone) == pytest.approx(2 / alone.now_s, rel=0.02)

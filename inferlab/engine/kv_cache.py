@@ -179,12 +179,12 @@ class KVCacheManager:
         They are indexed before they are computed: the forward pass writes the K and V of all
         requests of a step before any of them reads, so a request of the same step may hit them.
         """
-        if not self.enable_caching:
+        first, end = request.num_computed_tokens // self.block_size, num_tokens // self.block_size
+        if not self.enable_caching or first >= end:  # mostly: a decoded token seldom fills a block
             return
         self._hash_full_blocks(request)
         blocks = self._blocks[request.request_id]
-        first = request.num_computed_tokens // self.block_size
-        for i in range(first, num_tokens // self.block_size):
+        for i in range(first, end):
             self.block_pool.cache_full_block(blocks[i], request.block_hashes[i])
 
 

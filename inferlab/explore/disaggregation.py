@@ -68,7 +68,9 @@ def rising_rate(
     pools = Pools(server, prefill, NUM_GPUS - prefill, 1e9 * LINKS[link])
     capacity, both = doing_both(prompt_tokens, output_tokens, scheduler_class)  # type: ignore[arg-type]
     rates = [load * capacity for load in LOADS]
-    apart = [measured(pools.serve(requests(prompt_tokens, output_tokens, rate))) for rate in rates]
+    apart = [
+        measured(pools.serve(requests(prompt_tokens, output_tokens, rate)), rate) for rate in rates
+    ]
     return {
         name: {"rates": rates, **{metric: [run[metric] for run in runs] for metric in METRICS}}
         for name, runs in (("both", both), ("apart", apart))
@@ -93,7 +95,7 @@ def doing_both(
         return colocated(server, prompts, NUM_GPUS)
 
     capacity = summary([one.answer for one in at(float("inf"))])["requests_per_s"]
-    return capacity, [measured(at(load * capacity)) for load in LOADS]
+    return capacity, [measured(at(load * capacity), load * capacity) for load in LOADS]
 
 
 def requests(prompt_tokens: int, output_tokens: int, rate_per_s: float) -> list[Prompt]:
@@ -101,9 +103,9 @@ def requests(prompt_tokens: int, output_tokens: int, rate_per_s: float) -> list[
     return traffic.alike(times_s, prompt_tokens, output_tokens)
 
 
-def measured(served: list[Served]) -> dict[str, float]:
+def measured(served: list[Served], rate_per_s: float) -> dict[str, float]:
     answers = [one.answer for one in served]
-    return summary(answers) | steady_rates(answers, OBJECTIVE)
+    return summary(answers) | steady_rates(answers, OBJECTIVE, rate_per_s)
 
 
 def draw(found: dict[str, dict[str, list[float]]], **_: Any) -> Figure:

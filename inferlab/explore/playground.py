@@ -9,7 +9,7 @@ from plotly.graph_objects import Figure
 from inferlab.analysis.operators import Precision
 from inferlab.analysis.serving_metrics import Answer, summary
 from inferlab.explore.panels import Curve, Panel, panels
-from inferlab.explore.steady_state import steady_rates
+from inferlab.explore.steady_state import saturated_rate, steady_rates
 from inferlab.sim import traffic
 from inferlab.sim.clients import Prompt
 from inferlab.sim.devices import DEVICES
@@ -21,8 +21,10 @@ PREDICTION = (
     "Llama-3.1-8B on one A100 within a TTFT of 1 s and a TPOT of 50 ms: which one knob lets most "
     "users in, and which the fewest?"
 )
-NUM_REQUESTS = 100
-LOADS = (0.25, 0.5, 0.75, 0.9, 1.1)  # of what the deployment sustains
+# Three times as many as run at once, and none much longer than the others: a short run of fewer, or
+# with a long tail, ends before the batch is full.
+NUM_REQUESTS, LONGEST = 96, 512
+LOADS = (0.4, 0.8, 1.0, 1.3)  # of what the deployment sustains
 PREFIX_TOKENS = 512  # of a prompt, which every request shares
 OBJECTIVE = {"ttft_ms": 1000.0, "tpot_ms": 50.0}
 FORMATS = {
@@ -40,7 +42,7 @@ def sweep() -> Sweep:
             Control("hardware", "Hardware", ["1 × A100-80GB SXM", "2 × A100-80GB SXM", "1 × L40S"]),
             Control("model", "Model", ["Llama-3.1-8B", "Llama-3.1-70B"]),
             Control("precision", "Format", list(FORMATS)),
-            Control("max_num_seqs", "Batch limit (sequences)", [256, 16]),
+            Control("max_num_seqs", "Batch limit (sequences)", [32, 8]),
             Control("budget", "Token budget of a step", [2048, 256]),
             Control("caching", "Prefix cache", ["on", "off"]),
             Control("drafts", "Drafts a step (7 in 10 accepted)", [0, 3]),
@@ -48,8 +50,8 @@ def sweep() -> Sweep:
         draw,
         in_words,
         {
-            "As vLLM starts": {},
-            "Small batches": {"max_num_seqs": 16},
+            "One A100": {},
+            "Small batches": {"max_num_seqs": 8},
             "Too large a model": {"model": "Llama-3.1-70B"},
             "Too large, in int4": {"model": "Llama-3.1-70B", "precision": "weights in int4"},
             "Everything on": {"precision": "weights in int4", "drafts": 3},
@@ -79,11 +81,12 @@ def deployed(
         num_drafts=drafts,
         acceptance=0.7,
     )
-    capacity = summary(answers(server, float("inf")))["requests_per_s"]
-    found = [answers(server, load * capacity) for load in LOADS]
-    runs = [summary(run) | steady_rates(run, OBJECTIVE) for run in found]
+    capacity = saturated_rate(server.serve(requests(float("inf"))))
+    rates = [load * capacity for load in LOADS]
+    found = [answers(server, rate) for rate in rates]
+    runs = [summary(run) | steady_rates(run, OBJECTIVE, rate) for run, rate in zip(found, rates)]
     return {
-        "rates": [load * capacity for load in LOADS],
+        "rates": rates,
         **{metric: [run[metric] for run in runs] for metric in METRICS},
     }
 
@@ -104,7 +107,7 @@ def requests(rate_per_s: float) -> list[Prompt]:
             prefix=0,
             prefix_tokens=PREFIX_TOKENS,
         )
-        for chat in traffic.chats(times_s, seed=0)
+        for chat in traffic.chats(times_s, seed=0, longest=LONGEST)
     ]
 
 

@@ -10,7 +10,7 @@ from plotly.graph_objects import Figure
 from inferlab.analysis.serving_metrics import Answer, summary
 from inferlab.engine.scheduler import Scheduler
 from inferlab.explore.panels import Curve, Panel, panels
-from inferlab.explore.steady_state import steady_rates
+from inferlab.explore.steady_state import saturated_rate, steady_rates
 from inferlab.sim import traffic
 from inferlab.sim.clients import Prompt
 from inferlab.sim.devices import DEVICES
@@ -22,9 +22,10 @@ PREDICTION = (
     "At half of the rate that the server can just sustain, how far is the median TTFT above that "
     "of an idle server? And at 95 % of it?"
 )
-NUM_REQUESTS = 150
-# Of the rate at which requests leave when all are sent at once.
-LOADS = (0.1, 0.3, 0.5, 0.7, 0.85, 0.95, 1.1, 1.4)
+# Four times as many as run at once, and none much longer than the others: a short run of fewer, or
+# with a long tail, ends before the batch is full.
+NUM_REQUESTS, LONGEST = 256, 512
+LOADS = (0.2, 0.5, 0.7, 0.85, 1.0, 1.15, 1.4)  # of what the server sustains
 # Tokens of prompt and answer, after the named workloads of the experiments.
 LENGTHS = {
     "short question, short answer": (128, 64),
@@ -47,20 +48,20 @@ METRICS = (
 
 
 def sweep(scheduler_class: type[Scheduler] = Scheduler) -> Sweep:
-    """Llama-3.1-8B on one GPU, from a tenth of its capacity to beyond it."""
+    """Llama-3.1-8B on one GPU, from a fifth of its capacity to beyond it."""
     return Sweep(
         partial(rising_rate, scheduler_class=scheduler_class),
         [
             Control("device", "GPU", ["A100-80GB SXM", "H100 SXM", "L40S"]),
             Control("lengths", "Requests", list(LENGTHS)),
-            Control("max_num_seqs", "Batch limit (sequences)", [256, 64, 16]),
+            Control("max_num_seqs", "Batch limit (sequences)", [64, 16, 4]),
             Control("objective", "Objective", list(OBJECTIVES)),
         ],
         draw,
         in_words,
         {
             "Long prompts": {"lengths": "long prompt, short answer"},
-            "Small batches": {"max_num_seqs": 16, "lengths": "chats"},
+            "Small batches": {"max_num_seqs": 4, "lengths": "chats"},
             "Strict between tokens": {"objective": "TTFT 2 s, TPOT 20 ms", "lengths": "chats"},
         },
     )
@@ -75,9 +76,13 @@ def rising_rate(
 ) -> dict[str, list[float]]:
     """Each of `METRICS` at each rate; `requests_per_s` holds the rates offered."""
     capacity, runs = answered(device, lengths, max_num_seqs, scheduler_class)  # type: ignore[arg-type]
-    found = [summary(run) | steady_rates(run, OBJECTIVES[objective]) for run in runs]
+    rates = [load * capacity for load in LOADS]
+    found = [
+        summary(run) | steady_rates(run, OBJECTIVES[objective], rate)
+        for run, rate in zip(runs, rates)
+    ]
     return {
-        "requests_per_s": [load * capacity for load in LOADS],
+        "requests_per_s": rates,
         **{metric: [one[metric] for one in found] for metric in METRICS},
     }
 
@@ -94,7 +99,7 @@ def answered(
         max_num_seqs=max_num_seqs,
         scheduler_class=scheduler_class,
     )
-    capacity = summary(answers_at(server, lengths, inf))["requests_per_s"]
+    capacity = saturated_rate(server.serve(requests(lengths, inf)))
     return capacity, [answers_at(server, lengths, load * capacity) for load in LOADS]
 
 
@@ -107,7 +112,11 @@ def requests(lengths: str, rate_per_s: float) -> list[Prompt]:
     """The same requests at every rate, closer together or further apart."""
     times_s = traffic.poisson(rate_per_s, NUM_REQUESTS, seed=0)
     tokens = LENGTHS[lengths]
-    return traffic.alike(times_s, *tokens) if tokens else traffic.chats(times_s, seed=0)
+    return (
+        traffic.alike(times_s, *tokens)
+        if tokens
+        else traffic.chats(times_s, seed=0, longest=LONGEST)
+    )
 
 
 def draw(found: dict[str, list[float]], **_: Any) -> Figure:
