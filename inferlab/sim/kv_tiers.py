@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from inferlab.engine.kv_cache import KVCacheManager, PrefixHit
 from inferlab.engine.request import Request
@@ -68,20 +68,11 @@ class TieredKVCacheManager(ReceivingKVCacheManager):
         self.expect(request, (first + len(found)) * self.chunk_size if found else 0)
         return ReceivingKVCacheManager.get_computed_blocks(self, request)
 
-    def allocate_slots(
-        self,
-        request: Request,
-        num_new_tokens: int,
-        computed_blocks: Sequence[Any] = (),
-        full_sequence_must_fit: bool = False,
-    ) -> list[Any] | None:
-        blocks = ReceivingKVCacheManager.allocate_slots(
-            self, request, num_new_tokens, computed_blocks, full_sequence_must_fit
-        )
-        if blocks is not None:
-            for chunk in self._found.pop(request.request_id, ()):
+    def receive(self, request: Request) -> None:
+        if request.request_id in self._expected:
+            for chunk in self._found.pop(request.request_id):
                 self._load(chunk)
-        return blocks
+        ReceivingKVCacheManager.receive(self, request)
 
     def free(self, request: Request) -> None:
         """Keep what was computed, then give back its blocks."""

@@ -48,8 +48,12 @@ class ReceivingKVCacheManager(KVCacheManager):
             self, request, received + num_new_tokens, computed_blocks, full_sequence_must_fit
         )
         if blocks is not None:
-            self._expected.pop(request.request_id, None)
+            self.receive(request)
         return blocks
+
+    def receive(self, request: Request) -> None:
+        """What was expected of an admitted request is here."""
+        self._expected.pop(request.request_id, None)
 
 
 def send_over(
