@@ -1,29 +1,40 @@
-"""Grades a folder of submissions with nbgrader: repair, autograde, gradebook, feedback, table.
+"""Grades a folder of submissions: repair, examine in boxes, mark with nbgrader, feedback, table.
 
-What was handed in is only read. The repaired notebooks go to `repaired/` in the course directory,
-from where nbgrader grades them one student at a time, each in processes of its own: what one
-submission does, ends with it. A submission that has not changed since it was graded keeps its
-scores, so that an interrupted run goes on where it stopped.
+What was handed in is only read. The repaired notebooks go to `repaired/` in the course directory.
+Submissions are examined several at a time, while nbgrader, which runs nothing of theirs, marks one
+after another. Whatever is finished is on the disk: a run that was interrupted goes on where it
+stopped, and a submission that has not changed since it was graded keeps its scores.
 """
 
-import csv
 import hashlib
 import json
+import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import nbformat
-from nbgrader.api import Gradebook, MissingEntry
+from nbformat import NotebookNode
+from nbgrader.api import MissingEntry
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sqlalchemy.exc import SAWarning
 
-from autograder.course import prepare_course, run_nbgrader
-from autograder.live_results import LARGEST_BYTES, live_results, shared_results
+from autograder.course import nbgrader_of, prepare_course, run_nbgrader
+from autograder.examination import USUAL, Seconds, verdicts
+from autograder.grade_table import Row, show, write_table
+from autograder.gradebook import give_execution_points, read_scores
+from autograder.graded_exercises import released_notebook, source_notebook
+from autograder.live_results import LARGEST_BYTES, shared_results
+from autograder.preprocessors import answers
+from autograder.sandbox.bubblewrap import NoIsolationError
+from autograder.sandbox.isolator import BubblewrapIsolator, Isolator
 from autograder.submissions import Submission, find_submissions
 from inferlab.handin.notebook_file import Refused, read_notebook
 from inferlab.handin.repair import check_student, repair
@@ -31,93 +42,123 @@ from inferlab.handin.validate import live_result_paths
 from inferlab.lab.json_file import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS_PER_SUBMISSION = 1800
-Report = Callable[[str], None]
+Report = Callable[[int, int], None]  # submissions finished, and how many there are
 
 
-@dataclass
-class Row:
-    """What became of one submission."""
+class Assignment(NamedTuple):
+    """One week of a course, and where its submissions are run."""
 
-    student: str
-    status: str  # graded, refused or failed
-    notes: list[str] = field(default_factory=list)
-    exercises: dict[str, float] = field(default_factory=dict)
-    other: dict[str, float] = field(default_factory=dict)
-    by_hand: list[str] = field(default_factory=list)  # cells that a human has yet to mark
+    course: Path
+    week: str
+    isolator: Isolator
+    seconds: Seconds = USUAL
 
     @property
-    def exercise_points(self) -> float:
-        """Points of all exercises together."""
-        return round(sum(self.exercises.values()), 2)
-
-    @property
-    def points(self) -> float:
-        """All points so far; those to be given by hand are not in it yet."""
-        return round(self.exercise_points + sum(self.other.values()), 2)
+    def released(self) -> Path:
+        """The notebook that students were given."""
+        return released_notebook(self.course, self.week)
 
 
-def grade_week(course: Path, week: str, submissions: Path, report: Report) -> list[Row]:
+def grade_week(
+    assignment: Assignment, submissions: Path, report: Report, jobs: int = 1
+) -> list[Row]:
     """Grade everything in `submissions`; returns a row for each, in the order of the students.
 
-    Raises Refused when the week has not been released or there is nothing to grade.
+    Raises:
+        Refused: when the week has not been released or there is nothing to grade.
+        NoIsolationError: when nothing can be isolated here; nothing has run then.
     """
-    released = sorted((course / "release" / week).glob("*.ipynb"))
-    if len(released) != 1:
+    course, week = assignment.course, assignment.week
+    if not (course / "source" / week).exists():
         raise Refused(f"{week} has no release in {course}: run `make release WEEK={week[4:]}`.")
-    original = released[0]
+    assignment.isolator.require()
     prepare_course(course)
-    rows = []
-    for submission in find_submissions(submissions, week):
-        report(f"Grading {submission.student}")
-        rows.append(grade_one(course, week, original, submission))
-    folders = {row.student: course / "repaired" / row.student / week for row in rows}
+    found = find_submissions(submissions, week)
+    rows: dict[str, Row] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        examined = {pool.submit(examine, assignment, one): one for one in found}
+        try:
+            for future in as_completed(examined):
+                student = examined[future].student
+                rows[student] = mark(assignment, student, future)
+                report(len(rows), len(found))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    folders = {student: course / "repaired" / student / week for student in rows}
     for student, notes in shared_results(folders, week).items():
-        next(row for row in rows if row.student == student).notes += notes
-    return rows
+        rows[student].notes += notes
+    return [rows[student] for student in sorted(rows)]
 
 
-def grade_one(course: Path, week: str, original: Path, submission: Submission) -> Row:
-    """Grade one submission, whatever it is; a reason not to becomes the row's note."""
-    student = submission.student
+class Prepared(NamedTuple):
+    """A submission that nbgrader can mark."""
+
+    notes: list[str]
+    is_new: bool  # whether it has to be marked (again)
+
+
+def examine(assignment: Assignment, submission: Submission) -> Prepared:
+    """Repair a submission and run it in boxes, unless that was done before.
+
+    Raises:
+        Refused: when it cannot be graded.
+        ExaminationError: when the examination failed.
+    """
+    notebook = submission.notebook(assignment.released.name)
+    fixed, notes = repair(read_notebook(notebook), nbformat.read(assignment.released, as_version=4))
+    notes += check_student(fixed, submission.student)
+    is_new = prepare(assignment, fixed, submission)
+    if is_new:
+        verdicts(
+            assignment.course,
+            assignment.week,
+            answers(fixed),
+            assignment.isolator,
+            seconds=assignment.seconds,
+        )
+    return Prepared(notes, is_new)
+
+
+def mark(assignment: Assignment, student: str, examined: Future[Prepared]) -> Row:
+    """Have nbgrader mark what was examined; a reason not to becomes the row's note."""
+    course, week = assignment.course, assignment.week
     try:
-        notebook = submission.notebook(original.name)
-        fixed, notes = repair(read_notebook(notebook), nbformat.read(original, as_version=4))
-        notes += check_student(fixed, student)
+        notes, is_new = examined.result()
     except Refused as refusal:
         return Row(student, "refused", [str(refusal)])
+    except (RuntimeError, OSError) as error:
+        return Row(student, "failed", [str(error)])
     try:
-        if prepare(course, week, student, nbformat.writes(fixed), original, submission):
+        if is_new:
             autograde(course, week, student)
-        row = read_scores(course, week, original.stem, student)
+        row = read_scores(course, week, assignment.released.stem, student)
     except (RuntimeError, MissingEntry, OSError) as error:
         return Row(student, "failed", [*notes, str(error)])
     row.notes = notes + row.notes
     return row
 
 
-def prepare(
-    course: Path, week: str, student: str, notebook: str, original: Path, submission: Submission
-) -> bool:
-    """Write the submission to `repaired/`; returns whether it has to be graded (again)."""
-    folder = course / "repaired" / student / week
+def prepare(assignment: Assignment, notebook: NotebookNode, submission: Submission) -> bool:
+    """Write the submission to `repaired/`; returns whether it has to be marked (again)."""
+    course, week = assignment.course, assignment.week
+    name = assignment.released.name
+    folder = course / "repaired" / submission.student / week
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    (folder / original.name).write_text(notebook, encoding="utf-8")
+    (folder / name).write_text(nbformat.writes(notebook), encoding="utf-8")
     for path in extra_files(submission, week):
         target = folder / path.relative_to(submission.folder or path)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    digest = hashlib.sha256()
-    source = course / "source" / week / original.name
-    for path in [source, *sorted(p for p in folder.rglob("*") if p.is_file())]:
+    digest = hashlib.sha256(source_notebook(course, week).read_bytes())
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(path.name.encode() + path.read_bytes())
-    graded = fingerprint_file(course, week, student)
+    graded = fingerprint_file(course, week, submission.student)
     is_new = (
         not graded.exists()
         or json.loads(graded.read_text()) != digest.hexdigest()
-        or not (course / "gradebook.db").exists()
-        or not (course / "autograded" / student / week / original.name).exists()
+        or not (course / "autograded" / submission.student / week / name).exists()
     )
     if is_new:
         graded.unlink(missing_ok=True)
@@ -145,124 +186,43 @@ def extra_files(submission: Submission, week: str) -> Iterable[Path]:
 
 
 def autograde(course: Path, week: str, student: str) -> None:
-    """Run nbgrader on one student, then give the points for live results.
+    """Have nbgrader mark one student, then give the points for live results.
 
     Raises RuntimeError when nbgrader fails. Marks given by hand stay.
     """
-    run_nbgrader(
-        course,
-        "autograde",
-        week,
-        # A purely numeric id would otherwise be read as a number.
-        f'--CourseDirectory.student_id="{student}"'
-        if student.isdigit()
-        else f"--student={student}",
-        "--CourseDirectory.submitted_directory=repaired",
-        "--force",
-        seconds=SECONDS_PER_SUBMISSION,
-    )
+    with warnings.catch_warnings():
+        # nbgrader links its rows before it adds them to the session.
+        warnings.simplefilter("ignore", SAWarning)
+        result = nbgrader_of(course).autograde(week, student, force=True, create=True)
+    if not result["success"]:
+        said = result.get("error") or result.get("log") or ""
+        tail = "\n".join(said.splitlines()[-15:])
+        raise RuntimeError(f"nbgrader could not mark {student}:\n{tail}")
     give_execution_points(course, week, student)
     fresh = fingerprint_file(course, week, student).with_suffix(".new")
     fresh.replace(fresh.with_suffix(".json"))
 
 
-def give_execution_points(course: Path, week: str, student: str) -> None:
-    """Score the cell `weekNN-execution` by the share of experiments with a valid live result.
-
-    It is an automatic score, so a mark that a human gives or gave takes precedence.
-    """
-    verdicts = live_results(course / "repaired" / student / week, week)
-    name = f"{week}-execution"
-    with open_gradebook(course) as gradebook:
-        (notebook,) = gradebook.find_submission(week, student).notebooks
-        for grade in notebook.grades:
-            if grade.name == name:
-                share = sum(not problem for problem in verdicts.values()) / len(verdicts)
-                grade.auto_score = round(share * grade.max_score, 2)
-                grade.needs_manual_grade = False
-        for comment in notebook.comments:
-            if comment.name == name:
-                comment.auto_comment = "\n".join(
-                    f"{experiment}: {problem or 'a valid live result.'}"
-                    for experiment, problem in verdicts.items()
-                )
-        gradebook.db.commit()
-
-
-def open_gradebook(course: Path) -> Gradebook:
-    """The course's gradebook, to be used in a `with` block."""
-    return Gradebook(f"sqlite:///{course}/gradebook.db")
-
-
-def read_scores(course: Path, week: str, notebook: str, student: str) -> Row:
-    """The row of a graded student, from the gradebook."""
-    row = Row(student, "graded")
-    with open_gradebook(course) as gradebook:
-        for grade in gradebook.find_submission_notebook(notebook, week, student).grades:
-            name = grade.name.removeprefix(f"{week}-")
-            if name.endswith("-probes"):
-                row.exercises[name.removesuffix("-probes")] = grade.score
-            else:
-                row.other[name] = grade.score
-            if grade.needs_manual_grade:
-                row.by_hand.append(name)
-        penalty = gradebook.find_submission(week, student).late_submission_penalty
-        if penalty:
-            row.notes.append(f"Handed in late: nbgrader takes {penalty:g} points off.")
-    return row
-
-
-def write_table(rows: list[Row], path: Path) -> None:
-    """Write the rows as CSV, a column for each graded cell."""
-    exercises = list(dict.fromkeys(name for row in rows for name in row.exercises))
-    other = list(dict.fromkeys(name for row in rows for name in row.other))
-    head = ["student", "status", *exercises, "exercises", *other, "points", "by hand", "notes"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(head)
-        for row in rows:
-            graded = row.status == "graded"
-            cells = [row.exercises.get(name, "") for name in exercises]
-            cells += [row.exercise_points if graded else ""]
-            cells += [row.other.get(name, "") for name in other]
-            cells += [row.points if graded else "", " ".join(row.by_hand), " ".join(row.notes)]
-            writer.writerow(map(plain_text, [row.student, row.status, *cells]))
-
-
-def plain_text(value: object) -> object:
-    """A spreadsheet takes a text that begins like a formula for one; a student may write such."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
-
-
-def show(rows: list[Row], console: Console) -> None:
-    """Print the rows as a table, and every note below it."""
-    exercises = list(dict.fromkeys(name for row in rows for name in row.exercises))
-    table = Table("student", *exercises, "exercises", "points so far", "by hand")
-    for row in rows:
-        if row.status != "graded":
-            cells = [""] * len(exercises) + [f"[red]{row.status}[/]", "", ""]
-        else:
-            cells = [f"{row.exercises[name]:g}" for name in exercises]
-            cells += [f"{row.exercise_points:g}", f"{row.points:g}", str(len(row.by_hand))]
-        table.add_row(escape(row.student), *cells)
-    console.print(table)
-    for row in rows:
-        for note in row.notes:
-            console.print(f"[bold]{escape(row.student)}[/]: {escape(note)}", soft_wrap=True)
-
-
 @click.command()
 @click.argument("week")
 @click.argument("submissions", type=click.Path(path_type=Path))
-def grade(week: str, submissions: Path) -> None:
+@click.option("--jobs", type=click.IntRange(1), default=os.cpu_count() or 1, show_default=True)
+def grade(week: str, submissions: Path, jobs: int) -> None:
     """Grade the folder SUBMISSIONS of WEEK (04); table, CSV, feedback and nbgrader's export."""
     console = Console(highlight=False)
     course, tables = ROOT / "build" / "course", ROOT / "build" / "grade"
     name = f"week{week.removeprefix('week'):0>2}"
+    columns = (TextColumn("Grading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        rows = grade_week(course, name, submissions, lambda step: console.print(escape(step)))
-    except Refused as refusal:
+        with Progress(*columns, console=console) as progress:
+            bar = progress.add_task("Grading")
+            rows = grade_week(
+                Assignment(course, name, BubblewrapIsolator()),
+                submissions,
+                lambda done, total: progress.update(bar, completed=done, total=total),
+                jobs,
+            )
+    except (Refused, NoIsolationError) as refusal:
         console.print(f"[red]Refused.[/] {escape(str(refusal))}", soft_wrap=True)
         sys.exit(2)
     show(rows, console)

@@ -4,25 +4,20 @@ Used where an instructor runs plain `nbgrader autograde` on a class that he trus
 the reference stand in the cell, computed for fixed seeds.
 """
 
-import ast
 import hashlib
 import linecache
-import os
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from autograder.observation import decode, encode, equal
+from autograder.observation import decode, equal
 from autograder.probe import Probe, probes_of
+from autograder.probe_source import needed_of, observed, source_of
 from inferlab.publish.exercise import Exercise
 from inferlab.publish.expand import expand
-from inferlab.publish.module import Binding, Module
 
-AUTOGRADER = Path(__file__).parents[1]
 SEED = 4
-OBSERVATION = "decode encode equal refusal refuses".split()
 
 CELL = """\
 # probes: {name}
@@ -55,7 +50,10 @@ def hidden_cell(root: Path, exercise: Exercise, seed: int = SEED) -> str:
     """
     probes = probes_of(exercise.name)
     code = reference(root, exercise)
-    source = "\n\n\n".join([_copied(probes), _cases(probes, code, seed)])
+    observing = needed_of("autograder.probe_source", "observed")
+    scoring = needed_of(__name__, "score", known=["observed"])
+    copied = source_of(probes, [*observing, *scoring])
+    source = "\n\n\n".join([copied, _cases(probes, code, seed)])
     if "'''" in source or "HIDDEN TESTS" in source:
         raise ValueError(
             f"The probes of {exercise.name} hold ''' or nbgrader's own marker; write them without."
@@ -133,42 +131,6 @@ def sees_as_expected(
         raise
     except BaseException:
         return False
-
-
-def observed(observe: Callable[[Any, Any], Any], code: SimpleNamespace, inputs: str) -> str:
-    """What the probe sees of `code`, as text; whatever is printed meanwhile is dropped.
-
-    nbgrader gives no marks for a cell that writes to standard error, and a warning would.
-    """
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        return encode(observe(code, decode(inputs)))
-
-
-def _copied(probes: list[Probe]) -> str:
-    """Source of the probes and of all they use; it runs where no `autograder` is installed."""
-    observation = Module.read(AUTOGRADER, "autograder.observation")
-    own = Module.read(AUTOGRADER, "autograder.hidden_cell")
-    week = Module.read(AUTOGRADER, probes[0].observe.__module__)
-    names = [probe.name for probe in probes]
-    decorators = {"probe", *(probe.inputs.__name__ for probe in probes)}
-    needed = [
-        *observation.needed_by(OBSERVATION, set()),
-        *own.needed_by(["score"], set(OBSERVATION)),
-        *week.needed_by(names, {*OBSERVATION, *decorators}),
-    ]
-    imports = [b.text for b in needed if isinstance(b.node, ast.Import | ast.ImportFrom)]
-    definitions = [
-        _undecorated(b) if b.name in names else b.text for b in needed if b.text not in imports
-    ]
-    return "\n\n\n".join(["\n".join(dict.fromkeys(imports)), *dict.fromkeys(definitions)])
-
-
-def _undecorated(binding: Binding) -> str:
-    """Text of a probe's function without the `@probe(…)` above it."""
-    node = binding.node
-    assert isinstance(node, ast.FunctionDef)
-    height = (node.end_lineno or node.lineno) - node.lineno + 1
-    return "\n".join(binding.text.splitlines()[-height:])
 
 
 def _cases(probes: list[Probe], code: SimpleNamespace, seed: int) -> str:

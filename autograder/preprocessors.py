@@ -1,14 +1,20 @@
 """The course's own steps of nbgrader's autograde and feedback."""
 
-import math
+import os
+from pathlib import Path
 from typing import Any
 
+import nbformat
 from nbformat import NotebookNode
-from nbgrader.preprocessors import ClearHiddenTests, Execute, NbGraderPreprocessor
+from nbgrader.preprocessors import ClearHiddenTests, NbGraderPreprocessor
 from nbgrader.utils import is_grade, is_solution
+from traitlets import Unicode
 
-from inferlab.handin.bounded import BoundedClient, error_output
-from inferlab.handin.cells import grade_id, has_tag
+from autograder.examination import Verdict, verdicts
+from autograder.graded_exercises import GradedExercise, graded_exercises, released_notebook
+from autograder.inert import make_inert
+from autograder.sandbox.isolator import BubblewrapIsolator
+from inferlab.handin.cells import grade_id
 
 
 def is_probes(cell: NotebookNode) -> bool:
@@ -16,61 +22,66 @@ def is_probes(cell: NotebookNode) -> bool:
     return cell.cell_type == "code" and is_grade(cell) and not is_solution(cell)
 
 
-class BoundedExecute(BoundedClient, Execute):
-    """Runs setup, exercises, tests and probes only; a flood of output or a dead kernel costs the
-    cell that caused it, and nothing else.
+class MakeInert(NbGraderPreprocessor):  # type: ignore[misc]
+    """Takes from a submission what could act in the browser of whoever looks at it."""
 
-    The course's first cell is left out: it fetches the bundle, which grading must not see.
+    course = Unicode(help="The course directory.").tag(config=True)
+
+    def preprocess(self, nb: NotebookNode, resources: Any) -> tuple[NotebookNode, Any]:
+        released = released_notebook(Path(self.course), resources["nbgrader"]["assignment"])
+        make_inert(nb, nbformat.read(released, as_version=4))
+        return nb, resources
+
+
+class ExamineExercises(NbGraderPreprocessor):  # type: ignore[misc]
+    """Gives every exercise its points, without running anything of the submission in nbgrader.
+
+    Where `make grade` has examined the submission before, its verdict is taken.
     """
 
-    def preprocess_cell(
-        self, cell: NotebookNode, resources: Any, index: int
-    ) -> tuple[NotebookNode, Any]:
-        chosen = has_tag(cell, "setup", "exercise", "test") or is_probes(cell)
-        if chosen and not grade_id(cell).endswith("-setup-course"):
-            self.run_cell(cell, index)
-        return cell, resources
+    course = Unicode(help="The course directory.").tag(config=True)
+
+    def preprocess(self, nb: NotebookNode, resources: Any) -> tuple[NotebookNode, Any]:
+        course, week = Path(self.course), resources["nbgrader"]["assignment"]
+        isolator = BubblewrapIsolator()
+        isolator.require()
+        found = verdicts(course, week, answers(nb), isolator, jobs=os.cpu_count() or 1)
+        exercises = {f"{one.name}-probes": one for one in graded_exercises(course, week)}
+        for cell in nb.cells:
+            if is_probes(cell):
+                exercise = exercises[grade_id(cell)]
+                cell.outputs = outputs(exercise, found[exercise.name])
+        return nb, resources
 
 
-class WarningsCostNothing(NbGraderPreprocessor):
-    """Shows standard error as standard output: nbgrader gives 0 for a cell with any of it, and a
-    deprecation warning is no mistake of the student's."""
-
-    def preprocess_cell(
-        self, cell: NotebookNode, resources: Any, index: int
-    ) -> tuple[NotebookNode, Any]:
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream":
-                output.name = "stdout"
-        return cell, resources
+def answers(notebook: NotebookNode) -> dict[str, str]:
+    """The code that a student can have written, by the name of its cell."""
+    return {
+        grade_id(cell): cell.source
+        for cell in notebook.cells
+        if cell.cell_type == "code" and is_solution(cell)
+    }
 
 
-class ScoreOrNothing(NbGraderPreprocessor):
-    """Makes a probes cell fail that did not end in a score: nbgrader gives full marks for no
-    output, for NaN and for a negative number, and stops at one above the maximum."""
-
-    def preprocess_cell(
-        self, cell: NotebookNode, resources: Any, index: int
-    ) -> tuple[NotebookNode, Any]:
-        if is_probes(cell) and not self._is_score(cell):
-            cell.outputs = [
-                *(output for output in cell.outputs if output.output_type != "execute_result"),
-                error_output("NoScore", "The probes of this exercise did not come to an end."),
-            ]
-        return cell, resources
-
-    @staticmethod
-    def _is_score(cell: NotebookNode) -> bool:
-        results = [output for output in cell.outputs if output.output_type == "execute_result"]
-        try:
-            (score,) = [float(result.data["text/plain"]) for result in results]
-        except (KeyError, TypeError, ValueError):
-            return False
-        return math.isfinite(score) and 0 <= score <= cell.metadata.nbgrader.points
+def outputs(exercise: GradedExercise, verdict: Verdict) -> list[NotebookNode]:
+    """What a probes cell shows, with the points as the result that nbgrader reads."""
+    lines = []
+    if verdict.error:
+        where = f" in line {verdict.line}" if verdict.line else ""
+        lines.append(f"The cell itself ended with {verdict.error}{where}.")
+    lines += [
+        f"passed: {probe.title}" if passed else f"not passed: {probe.title}. {probe.message}"
+        for probe, passed in zip(exercise.probes, verdict.passed, strict=True)
+    ]
+    points = repr(verdict.points(exercise.points))
+    return [
+        nbformat.v4.new_output("stream", name="stdout", text="\n".join(lines) + "\n"),
+        nbformat.v4.new_output("execute_result", data={"text/plain": points}),
+    ]
 
 
-class HideProbes(ClearHiddenTests):
-    """Takes the probes' code out of feedback, from the cell and from what its errors quote."""
+class HideProbes(ClearHiddenTests):  # type: ignore[misc]
+    """Takes the probes' code out of feedback."""
 
     def preprocess_cell(
         self, cell: NotebookNode, resources: Any, index: int
@@ -78,7 +89,4 @@ class HideProbes(ClearHiddenTests):
         # Only the course's cells: a student who writes a delimiter must not stop the feedback.
         if is_probes(cell):
             self._remove_hidden_test_region(cell)
-            for output in cell.outputs:
-                if output.output_type == "error":
-                    output.evalue, output.traceback = "", [output.ename]
         return cell, resources

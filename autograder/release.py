@@ -13,11 +13,12 @@ from pathlib import Path
 import nbformat
 
 from autograder.course import prepare_course, run_nbgrader
+from autograder.graded_exercises import package_folder
 from autograder.hidden_cell import hidden_cell
 from autograder.rubric import load_rubrics
 from inferlab.publish import citations, roles
 from inferlab.publish.bootstrap import bootstrap_cell
-from inferlab.publish.bundle import write_bundle, zip_bundle
+from inferlab.publish.bundle import write_bundle, write_package, zip_bundle
 from inferlab.publish.editions import Parts, exercises, instructor_edition
 from inferlab.publish.execute import executed
 from inferlab.publish.jupyter_markdown import myst_left
@@ -62,6 +63,7 @@ def release(
     generate(course, week)
     bundle = course / "release" / week
     write_bundle(root, page, recorded_outputs(notebook), bundle)
+    write_packages_to_grade_with(root, page, course)
     report("Looking for leaks")
     refuse_if_any(problems_of(root, page, bundle))
     published = root / "build" / "release" / week
@@ -69,6 +71,15 @@ def release(
     shutil.copytree(bundle, published)
     zip_bundle(published, root / "build" / "release" / "bundles" / f"{week}.zip")
     return published
+
+
+def write_packages_to_grade_with(root: Path, page: Page, course: Path) -> None:
+    """For each exercise a package in which it alone is unwritten, so that no mistake in another
+    one costs it marks."""
+    for name, (_, exercise) in exercises(page).items():
+        folder = package_folder(course, page.week or "", name)
+        shutil.rmtree(folder, ignore_errors=True)
+        write_package(root, page, [exercise], folder)
 
 
 def generate(course: Path, week: str) -> None:

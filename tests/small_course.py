@@ -8,6 +8,7 @@ from nbformat import NotebookNode
 from nbgrader.preprocessors import ClearHiddenTests, ClearSolutions
 
 from autograder.course import prepare_course, run_nbgrader
+from autograder.graded_exercises import package_folder
 
 WEEK = "week04"
 NOTEBOOK = "week04-paged-attention.ipynb"
@@ -29,6 +30,8 @@ def make_course(folder: Path) -> Path:
     source.parent.mkdir(parents=True)
     nbformat.write(instructor_notebook(), source)
     run_nbgrader(course, "generate_assignment", WEEK)
+    for name in EXERCISES:
+        package_folder(course, WEEK, name).mkdir(parents=True)
     return course
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import autograder.probes
 from autograder import hidden_cell as hidden
+from autograder import probe_source
 from autograder.mutants import Mutant
 from inferlab.publish import expand, read_page
 from inferlab.publish.editions import exercises
@@ -103,7 +104,7 @@ def repository(tmp_path, monkeypatch):
     package = tmp_path / "probes"
     shutil.copytree(REPOSITORY / "autograder", package / "autograder")
     (package / "autograder" / "probes" / "week99.py").write_text(PROBE)
-    monkeypatch.setattr(hidden, "AUTOGRADER", package)
+    monkeypatch.setattr(probe_source, "AUTOGRADER", package)
     monkeypatch.setattr(autograder.probes, "__path__", [str(package / "autograder" / "probes")])
     monkeypatch.delitem(sys.modules, "autograder.probes.week99", raising=False)
     return root

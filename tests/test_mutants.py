@@ -31,6 +31,21 @@ TESTS = {
 }
 
 
+def setups():
+    """The setup cells above each exercise and below the one before it."""
+    found, waiting = {}, []
+    for cell in PAGE.cells:
+        if "setup" in cell.metadata.get("tags", []):
+            waiting.append(cell.source)
+        elif cell.source.startswith("# exercise: "):
+            found[cell.source.partition("\n")[0].removeprefix("# exercise: ")] = waiting
+            waiting = []
+    return found
+
+
+SETUPS = setups()
+
+
 def nothing(*arguments, **options):
     """In place of what a notebook shows, and of `install`, which would change the package."""
 
@@ -39,10 +54,12 @@ def nothing(*arguments, **options):
 def names_before(exercise):
     """The notebook's variables when the reader comes to the exercise, all earlier ones solved."""
     earlier = list(EXERCISES)[: list(EXERCISES).index(exercise)]
-    if not earlier:
-        (setup,) = [cell for cell in PAGE.cells if "setup" in cell.metadata.get("tags", [])]
-        return run_cell(setup.source, {}) | {"say": nothing, "show": nothing, "install": nothing}
-    return visible_test(earlier[-1], expand(REPOSITORY, EXERCISES[earlier[-1]], solution=True))
+    names = {}
+    if earlier:
+        names = visible_test(earlier[-1], expand(REPOSITORY, EXERCISES[earlier[-1]], solution=True))
+    for setup in SETUPS[exercise]:
+        run_cell(setup, names)
+    return names | {"say": nothing, "show": nothing, "install": nothing}
 
 
 def visible_test(exercise, source):

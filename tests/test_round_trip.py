@@ -13,8 +13,11 @@ import pytest
 from nbgrader.api import Gradebook
 
 from autograder.course import run_nbgrader
-from autograder.grade import Row, grade_week, write_table
+from autograder.grade import Assignment, grade_week
+from autograder.grade_table import Row, write_table
+from autograder.gradebook import read_scores
 from autograder.probe import load
+from autograder.sandbox.isolator import BubblewrapIsolator
 from inferlab.publish.leaks import leaks
 from tests.release_fixture import (
     COURSE,
@@ -80,7 +83,8 @@ def rows(course: Path) -> dict[str, Row]:
     hand_in(course, "mistaken", mistaken)
     # On one machine all three have the same owner; on a hub each is owned by its student.
     run_nbgrader(course, "collect", WEEK, exchange, "--ExchangeCollect.check_owner=False")
-    graded = grade_week(course, WEEK, course / "submitted", lambda step: None)
+    assignment = Assignment(course, WEEK, BubblewrapIsolator())
+    graded = grade_week(assignment, course / "submitted", lambda done, total: None, jobs=2)
     return {row.student: row for row in graded}
 
 
@@ -102,6 +106,21 @@ def test_a_mistake_costs_its_own_exercise_a_part_and_the_others_nothing(
     assert {name: got[name] for name in POINTS if name != "fragmentation"} == {
         name: points for name, points in POINTS.items() if name != "fragmentation"
     }
+
+
+def test_plain_nbgrader_with_our_configuration_gives_the_same_marks(
+    course: Path, rows: dict[str, Row], tmp_path: Path
+) -> None:
+    """The same class, collected by nbgrader and never seen by `make grade`."""
+    fresh = tmp_path / "course"
+    unseen = ("autograded", "examined", "graded", "repaired", "feedback", "gradebook.db")
+    shutil.copytree(course, fresh, ignore=shutil.ignore_patterns(*unseen))
+    run_nbgrader(fresh, "generate_assignment", WEEK, "--force", "--create")
+    run_nbgrader(fresh, "autograde", WEEK, "--create")
+    assert len(list((fresh / "examined" / WEEK).iterdir())) == len(rows)
+    for student, row in rows.items():
+        stem = NOTEBOOK.removesuffix(".ipynb")
+        assert read_scores(fresh, WEEK, stem, student).exercises == row.exercises
 
 
 def test_marks_by_hand_make_a_hundred(course: Path, rows: dict[str, Row]) -> None:

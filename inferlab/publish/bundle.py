@@ -7,7 +7,7 @@ bundles share one installed distribution, `inferlab-checkpoints`.
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def write_bundle(
     found = exercises(page)
     (folder / "original").mkdir(exist_ok=True)
     shutil.copy(folder / notebook, folder / "original" / notebook)
-    _write_package(root, page, [exercise for _, exercise in found.values()], folder / "inferlab")
+    write_package(root, page, [exercise for _, exercise in found.values()], folder)
     for path in _data(root, page.week or ""):
         target = folder / path.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -56,15 +56,16 @@ def write_bundle(
     (folder / "recorded.json").write_text(json.dumps(recorded) + "\n", encoding="utf-8")
 
 
-def _write_package(root: Path, page: Page, found: list[Exercise], folder: Path) -> None:
+def write_package(root: Path, page: Page, unwritten: Iterable[Exercise], folder: Path) -> None:
+    """Write `folder/inferlab`, the package in which the exercises `unwritten` are stubs."""
     left_out = shutil.ignore_patterns(*LEFT_OUT, *_other_kernels(root, page))
-    shutil.copytree(root / "inferlab", folder, ignore=left_out)
+    shutil.copytree(root / "inferlab", folder / "inferlab", ignore=left_out)
     members: dict[str, list[str]] = {}
-    for exercise in found:
+    for exercise in unwritten:
         for module, names in exercise.homes.items():
             members.setdefault(module, []).extend(names)
     for module, names in members.items():
-        path = folder.parent.joinpath(*module.split(".")).with_suffix(".py")
+        path = folder.joinpath(*module.split(".")).with_suffix(".py")
         path.write_text(stubbed(Module.read(root, module), names), encoding="utf-8")
 
 

@@ -107,6 +107,8 @@ def _code(root: Path, page: Page, cell: Cell, parts: Parts) -> Iterator[Notebook
         points = read_points(page, test[1])
         source = parts.hidden_cells[test[1]]
         yield _cell("code", source, f"{test[1]}-probes", points=points, kind="probes")
+    elif "setup" in tags and (number := _number_of_setup(page, cell)) > 1:
+        yield _cell("code", cell.source, f"{page.week}-setup-{number}", tags=["setup"])
     elif "setup" in tags:
         yield _cell("code", parts.bootstrap, f"{page.week}-setup-course", tags=["setup"])
         yield nbformat.v4.new_code_cell(
@@ -121,6 +123,12 @@ def _code(root: Path, page: Page, cell: Cell, parts: Parts) -> Iterator[Notebook
         if "hide-input" in tags:
             plain.metadata["jupyter"] = {"source_hidden": True}
         yield plain
+
+
+def _number_of_setup(page: Page, cell: Cell) -> int:
+    """Which of the chapter's setup cells this is, from 1."""
+    found = [one for one in page.cells if "setup" in one.metadata.get("tags", [])]
+    return found.index(cell) + 1
 
 
 def read_points(page: Page, exercise: str) -> int:

@@ -1,0 +1,1 @@
+"""Hostile submissions, each of which has to come to nothing."""

@@ -1,0 +1,152 @@
+"""Decides which probes a submission passes: asks a box what it sees, and compares outside it.
+
+Only the text of the exercise cells is taken from a submission. Which exercises there are, what runs
+before them and what they must answer comes from the instructor's notebook.
+"""
+
+import builtins
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from autograder.graded_exercises import GradedExercise, graded_exercises, source_notebook
+from autograder.hidden_cell import run_cell
+from autograder.observation import decode, equal
+from autograder.probe import Probe
+from autograder.probe_source import needed_of, observed, source_of
+from autograder.sandbox.isolator import Isolator
+from autograder.sandbox.task import ExerciseTask, ProbeTask, Seen, Task
+from inferlab.lab.json_file import write_json
+
+# Triton's interpreter changes Triton while it runs, and in Python 3.11 `ast.parse` may fail in one
+# thread while it runs in another. So submissions are in their boxes at the same time, and no more.
+_lock = threading.Lock()
+
+
+class Seconds(NamedTuple):
+    """What a submission may take."""
+
+    per_cell: float = 60.0
+    per_probe: float = 30.0
+    per_submission: float = 600.0
+
+
+USUAL = Seconds()
+
+
+class Verdict(BaseModel):
+    """What an exercise cell is worth.
+
+    Attributes:
+        passed: whether each probe saw what it sees of the reference.
+        error: one of Python's own exceptions, with which the cell ended, or empty.
+        line: of the cell, where that was; 0 if it is unknown.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    passed: list[bool]
+    error: str = ""
+    line: int = 0
+
+    def points(self, most: float) -> float:
+        """The share of `most` that the passed probes are worth."""
+        return round(most * sum(self.passed) / len(self.passed), 2)
+
+
+_VERDICTS = TypeAdapter(dict[str, Verdict])
+
+
+def verdicts(
+    course: Path,
+    week: str,
+    answers: Mapping[str, str],
+    isolator: Isolator,
+    *,
+    seconds: Seconds = USUAL,
+    jobs: int = 1,
+) -> dict[str, Verdict]:
+    """The verdict on each exercise of a week; `answers` holds a student's cells by exercise.
+
+    A verdict is remembered in the course directory: the same cells in the same release are not run
+    again. `jobs` exercises run at a time.
+
+    Raises:
+        FileNotFoundError: if the week has not been released.
+        ExaminationError: if the examination failed, which is no verdict.
+    """
+    with _lock:
+        exercises = graded_exercises(course, week)
+        cells = {exercise.name: answers.get(exercise.name, "") for exercise in exercises}
+        digest = hashlib.sha256(source_notebook(course, week).read_bytes())
+        digest.update(repr(cells).encode())
+        remembered = course / "examined" / week / f"{digest.hexdigest()}.json"
+        if remembered.exists():
+            return _VERDICTS.validate_json(remembered.read_bytes())
+        # From what was handed in: to hand in again and again says nothing about the expected
+        # values, because every other cell is asked something else.
+        seed = int.from_bytes(digest.digest()[:8])
+        tasks = [_exercise_task(one, cells[one.name], seed) for one in exercises]
+    answer = isolator.examine(
+        Task(
+            exercises=tasks,
+            jobs=jobs,
+            seconds_per_cell=seconds.per_cell,
+            seconds_per_probe=seconds.per_probe,
+            seconds=seconds.per_submission,
+        )
+    )
+    with _lock:
+        found = {
+            exercise.name: _verdict(exercise, task, answer.exercises[exercise.name])
+            for exercise, task in zip(exercises, tasks)
+        }
+    write_json(remembered, {name: verdict.model_dump() for name, verdict in found.items()})
+    return found
+
+
+def _exercise_task(exercise: GradedExercise, cell: str, seed: int) -> ExerciseTask:
+    return ExerciseTask(
+        name=exercise.name,
+        package=str(exercise.package),
+        cells=[*exercise.setup, cell],
+        probes=source_of(exercise.probes, needed_of("autograder.probe_source", "observations")),
+        tasks=[
+            ProbeTask(name=probe.name, inputs=probe.encoded_inputs(seed))
+            for probe in exercise.probes
+        ],
+    )
+
+
+def _verdict(exercise: GradedExercise, task: ExerciseTask, seen: Seen) -> Verdict:
+    reference = SimpleNamespace(**run_cell(exercise.solution, {}))
+    expected = [
+        [observed(probe.observe, reference, trial) for trial in asked.inputs]
+        for probe, asked in zip(exercise.probes, task.tasks)
+    ]
+    observations = seen.observations or [[] for _ in exercise.probes]
+    # A class of the student's own could be named after what it has read.
+    is_python_s = isinstance(getattr(builtins, seen.error, None), type)
+    return Verdict(
+        passed=[
+            _is_passed(probe, wanted, given)
+            for probe, wanted, given in zip(exercise.probes, expected, observations, strict=True)
+        ],
+        error=seen.error if is_python_s else "Exception" if seen.error else "",
+        line=min(max(seen.line, 0), 10_000),
+    )
+
+
+def _is_passed(probe: Probe, expected: Sequence[str], seen: Sequence[str | None]) -> bool:
+    try:
+        return len(seen) == len(expected) and all(
+            text is not None and equal(decode(wanted), decode(text), probe.tolerance)
+            for wanted, text in zip(expected, seen)
+        )
+    except ValueError:  # what was sent is no observation
+        return False
