@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PROFILE ?= cpu
+LAUNCHER ?= local
 PORT ?= 8888
 # Address of a package index that holds the build of PyTorch you want; see README.md.
 TORCH_INDEX ?=
@@ -21,7 +22,7 @@ FIND_PYTHON = command -v $(PYTHON) >/dev/null || { \
 FAST_TESTS := not slow and not engines and not site
 
 .DEFAULT_GOAL := help
-.PHONY: help env engines book instructor-book lab release validate grade test-fast test test-full \
+.PHONY: help env engines book instructor-book lab release validate grade attacks test-fast test test-full \
   lint experiments bench clean
 
 help: ## list these commands
@@ -78,8 +79,11 @@ release: env ## make a week's student bundle and nbgrader release (WEEK=04 COURS
 validate: env ## run what a student runs before handing in (NOTEBOOK=file)
 	@$(CORE) -m inferlab.handin "$(NOTEBOOK)"
 
-grade: env ## grade a folder of submissions (WEEK=04 SUBMISSIONS=folder)
-	@$(CORE) -m autograder grade $(WEEK) "$(SUBMISSIONS)"
+grade: env ## grade a folder of submissions (WEEK=04 SUBMISSIONS=folder LAUNCHER=slurm)
+	@$(CORE) -m autograder grade $(WEEK) "$(SUBMISSIONS)" --launcher $(LAUNCHER)
+
+attacks: env ## try hostile submissions on the grader; each has to come to nothing
+	@$(CORE) -m autograder.attacks
 
 lint: env ## check format, lint and types
 	@echo "Checking format, lint and types …"

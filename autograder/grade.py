@@ -39,6 +39,7 @@ from autograder.submissions import Submission, find_submissions
 from inferlab.handin.notebook_file import Refused, read_notebook
 from inferlab.handin.repair import check_student, repair
 from inferlab.handin.validate import live_result_paths
+from inferlab.lab.cluster import SlurmError
 from inferlab.lab.json_file import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +59,13 @@ class Assignment(NamedTuple):
         """The notebook that students were given."""
         return released_notebook(self.course, self.week)
 
+    def refuse_unreleased(self) -> None:
+        """Raise Refused unless the week has been released in this course."""
+        try:
+            source_notebook(self.course, self.week)
+        except FileNotFoundError as error:
+            raise Refused(str(error)) from error
+
 
 def grade_week(
     assignment: Assignment, submissions: Path, report: Report, jobs: int = 1
@@ -69,8 +77,7 @@ def grade_week(
         NoIsolationError: when nothing can be isolated here; nothing has run then.
     """
     course, week = assignment.course, assignment.week
-    if not (course / "source" / week).exists():
-        raise Refused(f"{week} has no release in {course}: run `make release WEEK={week[4:]}`.")
+    assignment.refuse_unreleased()
     assignment.isolator.require()
     prepare_course(course)
     found = find_submissions(submissions, week)
@@ -207,22 +214,34 @@ def autograde(course: Path, week: str, student: str) -> None:
 @click.argument("week")
 @click.argument("submissions", type=click.Path(path_type=Path))
 @click.option("--jobs", type=click.IntRange(1), default=os.cpu_count() or 1, show_default=True)
-def grade(week: str, submissions: Path, jobs: int) -> None:
+@click.option(
+    "--launcher",
+    type=click.Choice(["local", "slurm"]),
+    default="local",
+    show_default=True,
+    help="Where submissions are examined: here, or by the tasks of a SLURM array.",
+)
+def grade(week: str, submissions: Path, jobs: int, launcher: str) -> None:
     """Grade the folder SUBMISSIONS of WEEK (04); table, CSV, feedback and nbgrader's export."""
     console = Console(highlight=False)
     course, tables = ROOT / "build" / "course", ROOT / "build" / "grade"
     name = f"week{week.removeprefix('week'):0>2}"
+    assignment = Assignment(course, name, BubblewrapIsolator())
     columns = (TextColumn("Grading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
+        if launcher == "slurm":
+            from autograder.grade_on_slurm import examine_on_slurm
+
+            examine_on_slurm(assignment, submissions, console.print)
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task("Grading")
             rows = grade_week(
-                Assignment(course, name, BubblewrapIsolator()),
+                assignment,
                 submissions,
                 lambda done, total: progress.update(bar, completed=done, total=total),
                 jobs,
             )
-    except (Refused, NoIsolationError) as refusal:
+    except (Refused, NoIsolationError, SlurmError) as refusal:
         console.print(f"[red]Refused.[/] {escape(str(refusal))}", soft_wrap=True)
         sys.exit(2)
     show(rows, console)

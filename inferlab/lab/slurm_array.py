@@ -99,15 +99,22 @@ def queued_tasks(plan: Plan) -> dict[str, str]:
     Raises:
         SlurmError: if SLURM does not answer.
     """
+    return queued(array_name(plan))
+
+
+def queued(name: str) -> dict[str, str]:
+    """Numbers of this user's tasks of this name → what they do, or what they wait for.
+
+    Raises:
+        SlurmError: if SLURM does not answer.
+    """
     if shutil.which("squeue") is None:
         raise SlurmError(
             "There is no squeue on this machine. Run this on a login node of the cluster, or "
             "without `--launcher slurm`."
         )
     command = ["squeue", "--me", "--array", "--noheader", "--format", "%i|%T|%r"]
-    done = subprocess.run(
-        [*command, "--name", array_name(plan)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, "--name", name], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SlurmError(f"SLURM does not answer: {done.stderr.strip()}.")
     tasks = (line.split("|", 2) for line in done.stdout.splitlines())
