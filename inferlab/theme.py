@@ -31,6 +31,8 @@ _AXIS: dict[str, Any] = {
     "tickcolor": GREY_LINE,
     "ticklen": 4,
     "automargin": True,
+    # The other value hides labels that do not fit, and looking for them takes a third of a redraw.
+    "ticklabeloverflow": "allow",
     "title": {"font": {"size": 14}, "standoff": 10},
 }
 
