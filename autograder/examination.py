@@ -8,6 +8,7 @@ import builtins
 import hashlib
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -92,20 +93,19 @@ def verdicts(
         # values, because every other cell is asked something else.
         seed = int.from_bytes(digest.digest()[:8])
         tasks = [_exercise_task(one, cells[one.name], seed) for one in exercises]
-    answer = isolator.examine(
-        Task(
-            exercises=tasks,
-            jobs=jobs,
-            seconds_per_cell=seconds.per_cell,
-            seconds_per_probe=seconds.per_probe,
-            seconds=seconds.per_submission,
-        )
+    task = Task(
+        exercises=tasks,
+        jobs=jobs,
+        seconds_per_cell=seconds.per_cell,
+        seconds_per_probe=seconds.per_probe,
+        seconds=seconds.per_submission,
     )
-    with _lock:
-        found = {
-            exercise.name: _verdict(exercise, task, answer.exercises[exercise.name])
-            for exercise, task in zip(exercises, tasks)
-        }
+    with ThreadPoolExecutor(1) as other_thread:
+        examination = other_thread.submit(isolator.examine, task)
+        with _lock:
+            expected = {one.name: _expected(one, asked) for one, asked in zip(exercises, tasks)}
+        seen = examination.result().exercises
+    found = {one.name: _verdict(one, expected[one.name], seen[one.name]) for one in exercises}
     write_json(remembered, {name: verdict.model_dump() for name, verdict in found.items()})
     return found
 
@@ -123,12 +123,16 @@ def _exercise_task(exercise: GradedExercise, cell: str, seed: int) -> ExerciseTa
     )
 
 
-def _verdict(exercise: GradedExercise, task: ExerciseTask, seen: Seen) -> Verdict:
+def _expected(exercise: GradedExercise, task: ExerciseTask) -> list[list[str]]:
+    """What the probes see of the reference, by probe and trial."""
     reference = SimpleNamespace(**run_cell(exercise.solution, {}))
-    expected = [
+    return [
         [observed(probe.observe, reference, trial) for trial in asked.inputs]
         for probe, asked in zip(exercise.probes, task.tasks)
     ]
+
+
+def _verdict(exercise: GradedExercise, expected: list[list[str]], seen: Seen) -> Verdict:
     observations = seen.observations or [[] for _ in exercise.probes]
     # A class of the student's own could be named after what it has read.
     is_python_s = isinstance(getattr(builtins, seen.error, None), type)

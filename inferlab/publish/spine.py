@@ -80,8 +80,8 @@ def _exercise_problems(page: Page) -> list[Problem]:
         problems.append(
             page.problem(
                 code[0].line,
-                "The first code cell must import what all others need and carry the tag setup: "
-                "the student notebook is prepared before it, and grading runs it.",
+                "The first code cell must import what exercises and their tests need and carry the "
+                "tag setup: the student notebook is prepared before it, and grading runs it.",
             )
         )
     count = points = 0
