@@ -29,9 +29,10 @@ from sqlalchemy.exc import SAWarning
 from autograder.course import nbgrader_of, prepare_course, run_nbgrader
 from autograder.examination import USUAL, Seconds, verdicts
 from autograder.grade_table import Row, show, write_table
-from autograder.gradebook import give_execution_points, read_scores
+from autograder.gradebook import read_scores
 from autograder.graded_exercises import released_notebook, source_notebook
 from autograder.live_results import LARGEST_BYTES, shared_results
+from autograder.lms_export import FILE, LmsExport
 from autograder.preprocessors import answers
 from autograder.sandbox.bubblewrap import NoIsolationError
 from autograder.sandbox.isolator import BubblewrapIsolator, Isolator
@@ -193,7 +194,7 @@ def extra_files(submission: Submission, week: str) -> Iterable[Path]:
 
 
 def autograde(course: Path, week: str, student: str) -> None:
-    """Have nbgrader mark one student, then give the points for live results.
+    """Have nbgrader mark one student.
 
     Raises RuntimeError when nbgrader fails. Marks given by hand stay.
     """
@@ -205,7 +206,6 @@ def autograde(course: Path, week: str, student: str) -> None:
         said = result.get("error") or result.get("log") or ""
         tail = "\n".join(said.splitlines()[-15:])
         raise RuntimeError(f"nbgrader could not mark {student}:\n{tail}")
-    give_execution_points(course, week, student)
     fresh = fingerprint_file(course, week, student).with_suffix(".new")
     fresh.replace(fresh.with_suffix(".json"))
 
@@ -249,6 +249,8 @@ def grade(week: str, submissions: Path, jobs: int, launcher: str) -> None:
     try:
         run_nbgrader(course, "generate_feedback", name, "--force")
         run_nbgrader(course, "export", "--to", str(tables / "gradebook.csv"))
+        exporter = f"--exporter={LmsExport.__module__}.{LmsExport.__name__}"
+        run_nbgrader(course, "export", exporter, "--to", str(tables / FILE))
     except RuntimeError as error:
         console.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
         sys.exit(1)

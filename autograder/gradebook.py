@@ -9,14 +9,15 @@ from autograder.grade_table import Row
 from autograder.live_results import live_results
 
 
-def give_execution_points(course: Path, week: str, student: str) -> None:
+def give_execution_points(db_url: str, folder: Path, week: str, student: str) -> None:
     """Score the cell `weekNN-execution` by the share of experiments with a valid live result.
 
-    It is an automatic score, so a mark that a human gives or gave takes precedence.
+    `folder` holds what the student handed in. It is an automatic score, so a mark that a human
+    gives or gave takes precedence.
     """
-    verdicts = live_results(course / "repaired" / student / week, week)
+    verdicts = live_results(folder, week)
     name = f"{week}-execution"
-    with open_gradebook(course) as gradebook:
+    with Gradebook(db_url) as gradebook:
         (notebook,) = gradebook.find_submission(week, student).notebooks
         for grade in notebook.grades:
             if grade.name == name:

@@ -17,7 +17,13 @@ import inferlab
 # nbgrader runs in the course directory, from where the repository cannot be imported.
 sys.path.append(str(Path(inferlab.__file__).resolve().parents[1]))
 
-from autograder.preprocessors import ExamineExercises, HideProbes, MakeInert
+from autograder.late_penalty import PerDay
+from autograder.preprocessors import (
+    ExamineExercises,
+    GiveExecutionPoints,
+    HideProbes,
+    MakeInert,
+)
 
 c = get_config()  # noqa: F821 - nbgrader defines it when it reads this file
 c.CourseDirectory.course_id = "inference-engineering"
@@ -27,12 +33,15 @@ if url := os.environ.get("INFERLAB_GRADEBOOK"):
 
 # A cell that was deleted is graded as unanswered; without this its marks would not exist.
 c.OverwriteCells.add_missing_cells = True
-c.ExamineExercises.course = c.MakeInert.course = str(Path(__file__).parent)
+for step in (MakeInert, ExamineExercises, GiveExecutionPoints):
+    c[step.__name__].course = str(Path(__file__).parent)
 c.Autograde.autograde_preprocessors = [
     MakeInert,
     ExamineExercises,
     SaveAutoGrades,
+    GiveExecutionPoints,
     AssignLatePenalties,
     CheckCellMetadata,
 ]
+c.AssignLatePenalties.plugin_class = PerDay
 c.GenerateFeedback.preprocessors = [GetGrades, HideProbes, CSSHTMLHeaderPreprocessor]

@@ -11,6 +11,7 @@ from nbgrader.utils import is_grade, is_solution
 from traitlets import Unicode
 
 from autograder.examination import Verdict, verdicts
+from autograder.gradebook import give_execution_points
 from autograder.graded_exercises import GradedExercise, graded_exercises, released_notebook
 from autograder.inert import make_inert
 from autograder.sandbox.isolator import BubblewrapIsolator
@@ -51,6 +52,19 @@ class ExamineExercises(NbGraderPreprocessor):  # type: ignore[misc]
             if is_probes(cell):
                 exercise = exercises[grade_id(cell)]
                 cell.outputs = outputs(exercise, found[exercise.name])
+        return nb, resources
+
+
+class GiveExecutionPoints(NbGraderPreprocessor):  # type: ignore[misc]
+    """Gives the points for the experiments, of which the student handed in result files."""
+
+    course = Unicode(help="The course directory.").tag(config=True)
+
+    def preprocess(self, nb: NotebookNode, resources: Any) -> tuple[NotebookNode, Any]:
+        known = resources["nbgrader"]
+        student, week = known["student"], known["assignment"]
+        folder = Path(self.course) / "autograded" / student / week
+        give_execution_points(known["db_url"], folder, week, student)
         return nb, resources
 
 

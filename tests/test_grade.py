@@ -188,6 +188,42 @@ def test_feedback_shows_scores_and_no_probe(repository):
 
 
 @pytest.mark.slow
+def test_the_export_for_a_learning_management_system_holds_everybody(repository):
+    with (repository / "build" / "grade" / "lms.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0][WEEK] == "39", "the points possible"
+    marks = {row["SIS Login ID"]: row[WEEK] for row in rows[1:]}
+    assert marks["right"] == "9"
+    assert marks["half"] == "7"
+    assert "broken" not in marks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("handed_in", "penalty"),
+    [("2026-03-01 12:10", 0), ("2026-03-01 13:00", 0.9), ("2026-03-03 11:00", 1.8)],
+)
+def test_handing_in_late_costs_a_tenth_of_the_marks_a_day(
+    handed_in, penalty, repository, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(graded_exercises, "probes_of", probes_of)
+    course = tmp_path / "course"
+    shutil.copytree(repository / "build" / "course", course)
+    due = ["--duedate", "2026-03-01 12:00:00 UTC"]
+    run_nbgrader(course, "db", "assignment", "add", WEEK, *due)
+    hand_in(tmp_path / "in", "late")
+    (tmp_path / "in" / "late" / WEEK / "timestamp.txt").write_text(f"{handed_in}:00 UTC")
+    (row,) = grading.grade_week(
+        grading.Assignment(course, WEEK, BubblewrapIsolator()),
+        tmp_path / "in",
+        lambda done, total: None,
+    )
+    assert row.exercise_points == 9
+    said = [f"Handed in late: nbgrader takes {penalty:g} points off."] if penalty else []
+    assert row.notes == said
+
+
+@pytest.mark.slow
 def test_grading_again_grades_only_what_changed_and_keeps_marks_of_humans(
     repository, tmp_path, monkeypatch
 ):

@@ -3,6 +3,7 @@
 import json
 import random
 import textwrap
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -11,11 +12,15 @@ from nbformat import NotebookNode
 
 from inferlab.handin import validate
 from inferlab.handin.__main__ import main
+from inferlab.handin.borrowed_names import borrowed_names
 from inferlab.handin.bounded import MOST_CHARACTERS
 from inferlab.handin.cells import grade_id
 from inferlab.handin.notebook_file import LARGEST_BYTES, Refused, read_notebook
 from inferlab.handin.repair import check_student, repair
 from inferlab.handin.validate import FAILS, PASSES, UNFINISHED, Outcome, run_exercises
+from inferlab.publish import expand, read_page
+from inferlab.publish.exercise import read_exercise
+from tests.site_fixture import REPOSITORY
 from tests.small_course import NOTEBOOK, make_bundle, solved, student_notebook
 
 
@@ -388,3 +393,53 @@ def test_no_recorded_output_stands_in_for_an_exercise(fallback_is_off, tmp_path,
     expected = UNFINISHED if fallback_is_off else PASSES
     outcomes = run_exercises(notebook, folder)
     assert [outcome.status for outcome in outcomes] == [expected, expected]
+
+
+def notebook_with(setup: str, exercise: str) -> NotebookNode:
+    cells = [
+        nbformat.v4.new_code_cell(setup, metadata={"tags": ["setup"]}),
+        nbformat.v4.new_code_cell("def helper(x): return x\nother = 1"),
+        nbformat.v4.new_code_cell(
+            exercise, metadata={"tags": ["exercise"], "nbgrader": {"grade_id": "week04-x"}}
+        ),
+    ]
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "borrowed"),
+    [
+        ("def f(x): return helper(x)", "helper"),
+        ("y = other + 1", "other"),
+        ("def f(x):\n    def g(): return helper(other)\n    return g", "helper, other"),
+        ("class A:\n    size = other\n    def f(self): return helper(self.size)", "helper, other"),
+        ("def f(x: list[other]) -> helper: return x", "helper, other"),
+        ("def helper(x): return x\ndef f(x): return helper(np.array(x))", ""),
+        ("def f(x): return late(x)\ndef late(x): return len(str(x))", ""),
+        ("def f(x):\n    global state\n    state = x\n    return state", ""),
+        ("f = lambda x: [y for y in x if (z := y)]", ""),
+        ("%timeit 1\n!ls\nf?", ""),
+        ("from math import *\ndef f(x): return floor(helper(x))", ""),
+        ("def f(:", ""),
+        ("import inferlab.engine as e\nfor i in range(3): print(i, e, __name__)", ""),
+    ],
+)
+def test_what_an_exercise_borrows_from_other_cells_is_named(exercise: str, borrowed: str) -> None:
+    notes = borrowed_names(notebook_with("import numpy as np", exercise))
+    assert [note.partition(" uses ")[2].partition(", which")[0] for note in notes] == (
+        [borrowed] if borrowed else []
+    )
+
+
+def test_the_reference_borrows_nothing() -> None:
+    page = read_page(REPOSITORY, Path("notebooks/week04-paged-attention.md"))
+    cells = []
+    for cell in page.cells:
+        tags = cell.metadata.get("tags", [])
+        source = cell.source
+        if "exercise" in tags:
+            exercise = read_exercise(cell.source, cell.metadata)
+            source = expand(REPOSITORY, exercise, solution=True)
+        cells.append(nbformat.v4.new_code_cell(source, metadata={"tags": tags}))
+    assert sum("exercise" in cell.metadata.tags for cell in cells) == 6
+    assert borrowed_names(nbformat.v4.new_notebook(cells=cells)) == []

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import inferlab
+from inferlab.handin.borrowed_names import borrowed_names
 from inferlab.handin.notebook_file import Refused, read_notebook
 from inferlab.handin.repair import repair
 from inferlab.handin.validate import (
@@ -46,6 +47,7 @@ def main(notebook: Path, save: Path | None) -> None:
     if save:
         nbformat.write(repaired, save)
         notes.append(f"The repaired notebook was written to {save}: hand that in.")
+    notes += borrowed_names(repaired)
     for note in notes:
         console.print(f"[yellow]Note.[/] {escape(note)}", soft_wrap=True)
     empty = empty_answers(repaired, original)
