@@ -79,6 +79,7 @@ def verdicts(
 
     Raises:
         FileNotFoundError: if the week has not been released.
+        NoIsolationError: if something has to be run and nothing can be isolated here.
         ExaminationError: if the examination failed, which is no verdict.
     """
     with _lock:
@@ -100,6 +101,7 @@ def verdicts(
         seconds_per_probe=seconds.per_probe,
         seconds=seconds.per_submission,
     )
+    isolator.require()
     with ThreadPoolExecutor(1) as other_thread:
         examination = other_thread.submit(isolator.examine, task)
         with _lock:

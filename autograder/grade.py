@@ -35,7 +35,8 @@ from autograder.live_results import LARGEST_BYTES, shared_results
 from autograder.lms_export import FILE, LmsExport
 from autograder.preprocessors import answers
 from autograder.sandbox.bubblewrap import NoIsolationError
-from autograder.sandbox.isolator import BubblewrapIsolator, Isolator
+from autograder.sandbox.isolator import Isolator
+from autograder.sandbox.isolators import ISOLATORS
 from autograder.submissions import Submission, find_submissions
 from inferlab.handin.notebook_file import Refused, read_notebook
 from inferlab.handin.repair import check_student, repair
@@ -221,12 +222,19 @@ def autograde(course: Path, week: str, student: str) -> None:
     show_default=True,
     help="Where submissions are examined: here, or by the tasks of a SLURM array.",
 )
-def grade(week: str, submissions: Path, jobs: int, launcher: str) -> None:
+@click.option(
+    "--isolator",
+    type=click.Choice(list(ISOLATORS)),
+    default="bubblewrap",
+    show_default=True,
+    help="What keeps submissions apart: boxes on this machine, or Jobs of a cluster.",
+)
+def grade(week: str, submissions: Path, jobs: int, launcher: str, isolator: str) -> None:
     """Grade the folder SUBMISSIONS of WEEK (04); table, CSV, feedback and nbgrader's export."""
     console = Console(highlight=False)
     course, tables = ROOT / "build" / "course", ROOT / "build" / "grade"
     name = f"week{week.removeprefix('week'):0>2}"
-    assignment = Assignment(course, name, BubblewrapIsolator())
+    assignment = Assignment(course, name, ISOLATORS[isolator]())
     columns = (TextColumn("Grading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         if launcher == "slurm":

@@ -8,13 +8,13 @@ import nbformat
 from nbformat import NotebookNode
 from nbgrader.preprocessors import ClearHiddenTests, NbGraderPreprocessor
 from nbgrader.utils import is_grade, is_solution
-from traitlets import Unicode
+from traitlets import Enum, Unicode
 
 from autograder.examination import Verdict, verdicts
 from autograder.gradebook import give_execution_points
 from autograder.graded_exercises import GradedExercise, graded_exercises, released_notebook
 from autograder.inert import make_inert
-from autograder.sandbox.isolator import BubblewrapIsolator
+from autograder.sandbox.isolators import ISOLATORS
 from inferlab.handin.cells import grade_id
 
 
@@ -41,11 +41,11 @@ class ExamineExercises(NbGraderPreprocessor):  # type: ignore[misc]
     """
 
     course = Unicode(help="The course directory.").tag(config=True)
+    isolator = Enum(list(ISOLATORS), "bubblewrap", help="What runs it.").tag(config=True)
 
     def preprocess(self, nb: NotebookNode, resources: Any) -> tuple[NotebookNode, Any]:
         course, week = Path(self.course), resources["nbgrader"]["assignment"]
-        isolator = BubblewrapIsolator()
-        isolator.require()
+        isolator = ISOLATORS[self.isolator]()
         found = verdicts(course, week, answers(nb), isolator, jobs=os.cpu_count() or 1)
         exercises = {f"{one.name}-probes": one for one in graded_exercises(course, week)}
         for cell in nb.cells:

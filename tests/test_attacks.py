@@ -1,10 +1,13 @@
 """Every attack is graded as a class would be, and comes to nothing."""
 
+import importlib.metadata
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from autograder.attacks.comparison import RECORDED
 from autograder.attacks.suite import (
     Report,
     all_attacks,
@@ -14,6 +17,7 @@ from autograder.attacks.suite import (
     state_of_the_machine,
 )
 
+REPOSITORY = Path(__file__).parents[1]
 # What the reference calls its 15 classes, under the names of the table.
 CLASSES = {
     *("hard-coding", "delegation", "reading", "introspection", "hooks", "monkeypatching"),
@@ -33,6 +37,21 @@ def test_there_are_sixty_attacks_of_all_classes_with_names_of_their_own() -> Non
     assert len(attacks) >= 60
     assert {attack.kind for attack in attacks} == CLASSES
     assert max(Counter(attack.name for attack in attacks).values()) == 1
+
+
+def test_the_guides_table_is_what_was_recorded_of_these_attacks() -> None:
+    record = json.loads(RECORDED.read_text())
+    assert [(one["kind"], one["name"]) for one in record["attacks"]] == [
+        (attack.kind, attack.name) for attack in all_attacks()
+    ]
+    guide = (REPOSITORY / "book" / "instructor-guide.md").read_text()
+    assert f"nbgrader {record['nbgrader']}, recorded" in guide
+    for kind in [*CLASSES, "all"]:
+        of_kind = [one for one in record["attacks"] if kind in ("all", one["kind"])]
+        counts = [sum(one[what] for one in of_kind) for what in ("marks", "secrets", "harm")]
+        row = [kind.replace("-", " "), len(of_kind), *counts]
+        assert f"| {' | '.join(map(str, row))} |" in guide
+    assert record["nbgrader"] == importlib.metadata.version("nbgrader")
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from autograder.practice_course import (
     practice_course,
 )
 from autograder.sandbox.isolator import BubblewrapIsolator, Isolator
+from autograder.sandbox.isolators import ISOLATORS
 from autograder.sandbox.task import Answer, Task
 from tests.slurm_fixture import single_node_slurm
 
@@ -158,7 +159,7 @@ def test_a_slurm_array_examines_and_grading_takes_its_verdicts(
     assert len(list((course / "examined" / WEEK).iterdir())) == 5
     assignment = Assignment(course, WEEK, Refusing())
     with monkeypatch.context() as patch:
-        patch.setattr("autograder.preprocessors.BubblewrapIsolator", Refusing)
+        patch.setitem(ISOLATORS, "bubblewrap", Refusing)
         rows = grade_week(assignment, submissions, lambda done, total: None)
     assert Counter(row.status for row in rows) == {"graded": 5, "refused": 1}
     assert {row.exercise_points for row in rows if row.status == "graded"} == {5.0, 2.14}
