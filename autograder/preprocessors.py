@@ -16,11 +16,31 @@ from autograder.graded_exercises import GradedExercise, graded_exercises, releas
 from autograder.inert import make_inert
 from autograder.sandbox.isolators import ISOLATORS
 from inferlab.handin.cells import grade_id
+from inferlab.handin.repair import check_student, repair
 
 
 def is_probes(cell: NotebookNode) -> bool:
     """Whether the cell is one whose last expression gives the points of an exercise."""
     return cell.cell_type == "code" and is_grade(cell) and not is_solution(cell)
+
+
+class RepairNotebook(NbGraderPreprocessor):  # type: ignore[misc]
+    """Lays the submission over the released notebook, as `make grade` does before.
+
+    Without it an answer whose cell a front end has stripped of nbgrader's metadata would get a 0
+    that nobody notices. What cannot be repaired without guessing ends the grading of this
+    submission with an error, and of no other.
+    """
+
+    course = Unicode(help="The course directory.").tag(config=True)
+
+    def preprocess(self, nb: NotebookNode, resources: Any) -> tuple[NotebookNode, Any]:
+        known = resources["nbgrader"]
+        released = released_notebook(Path(self.course), known["assignment"])
+        repaired, notes = repair(nb, nbformat.read(released, as_version=4))
+        for note in [*notes, *check_student(repaired, known["student"])]:
+            self.log.warning(note)
+        return repaired, resources
 
 
 class MakeInert(NbGraderPreprocessor):  # type: ignore[misc]

@@ -60,6 +60,10 @@ def write_submissions(folder: Path) -> None:
     folder.mkdir()
     hand_in(folder, "right")
     hand_in(folder, "half", square="return 9")
+    shown = nbformat.v4.new_output("stream", name="stdout", text="what the student saw")
+    ran = solved(student_notebook(), square="return 9")
+    next(cell for cell in ran.cells if cell.source.startswith("print")).outputs = [shown]
+    nbformat.write(ran, folder / "half" / WEEK / NOTEBOOK)
     hand_in(folder, "warns", double=WARNS)
     hand_in(folder, "floods", double=FLOODS)
     hand_in(folder, "kills", double="import os; os._exit(1)")
@@ -179,6 +183,7 @@ def test_feedback_shows_scores_and_no_probe(repository):
     pages = {path.parts[-3]: path.read_text() for path in course.glob("feedback/*/*/*.html")}
     assert set(pages) >= {"right", "half", "kills", "untouched"}
     assert "Score: 2.0 / 4.0" in " ".join(pages["half"].split())
+    assert "what the student saw" in pages["half"]
     assert "passed: Three times three" in pages["half"]
     assert "not passed: The square of any number. It squares every number." in pages["half"]
     graded = course / "autograded" / "half" / WEEK / NOTEBOOK

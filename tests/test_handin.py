@@ -443,3 +443,16 @@ def test_the_reference_borrows_nothing() -> None:
         cells.append(nbformat.v4.new_code_cell(source, metadata={"tags": tags}))
     assert sum("exercise" in cell.metadata.tags for cell in cells) == 6
     assert borrowed_names(nbformat.v4.new_notebook(cells=cells)) == []
+
+
+def test_outputs_stay_with_their_cells_as_far_as_they_are_outputs(tmp_path, original):
+    notebook = solved(student_notebook())
+    for text, said in (("# test: week04-double", "6"), ("print(", "shown"), ("# exercise", "x")):
+        cell = next(cell for cell in notebook.cells if cell.source.startswith(text))
+        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=[said, "\n"])]
+    contents = json.loads(nbformat.writes(notebook))
+    broken = next(c for c in contents["cells"] if "".join(c["source"]).startswith("print("))
+    broken["outputs"] += [{"output_type": "stream"}, "text", {"output_type": "error", "ename": 1}]
+    repaired, _ = repair(saved_and_read(tmp_path, contents), original)
+    shown = [output.text for cell in repaired.cells for output in cell.get("outputs", [])]
+    assert shown == ["x\n", "6\n", "shown\n"]

@@ -54,10 +54,11 @@ def _notebook(name: str, contents: Any) -> NotebookNode:
             "open it in a current JupyterLab, save it and hand it in again."
         )
     cells = [_cell(name, number, cell) for number, cell in enumerate(contents["cells"], 1)]
-    notebook: NotebookNode = nbformat.from_dict(
+    notebook = nbformat.from_dict(
         {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}
     )
-    return notebook
+    joined: NotebookNode = nbformat.v4.rwbase.rejoin_lines(notebook)
+    return joined
 
 
 def _cell(name: str, number: int, cell: Any) -> dict[str, Any]:
@@ -79,4 +80,11 @@ def _cell(name: str, number: int, cell: Any) -> dict[str, Any]:
     kept: dict[str, Any] = {"cell_type": cell["cell_type"], "source": text}
     for field in ("metadata", "attachments"):
         kept[field] = cell[field] if isinstance(cell.get(field), dict) else {}
+    if cell["cell_type"] == "code":
+        given = cell.get("outputs")
+        shown = given if isinstance(given, list) else []
+        kept["outputs"] = [
+            one for one in shown if nbformat.validator.isvalid(one, "output", version=4)
+        ]
+        kept["execution_count"] = None
     return kept

@@ -46,6 +46,8 @@ def repair(submitted: NotebookNode, original: NotebookNode) -> Repaired:
             notes += _take(cell, found.get(position, []), known.labels[position])
         else:
             notes += _compare(cell, found.get(position, []), known.labels[position])
+    for position, given in found.items():
+        _keep_outputs(rebuilt.cells[position], given)
     rebuilt.cells = [
         cell
         for position, own in enumerate([None, *rebuilt.cells], -1)
@@ -106,6 +108,8 @@ def _extra(cell: NotebookNode, number: int) -> NotebookNode:
     make = getattr(nbformat.v4, f"new_{cell.cell_type}_cell")
     made: NotebookNode = make(cell.source, id=f"extra-{number}")
     made.metadata["tags"] = ["extra"]
+    if cell.cell_type == "code":
+        made.outputs = cell.get("outputs", [])
     return made
 
 
@@ -136,6 +140,13 @@ def _take(own: NotebookNode, candidates: list[Submitted], label: str) -> list[st
     elif not taken.source.strip():
         notes.append(f"The cell {label} was empty; it was restored unanswered.")
     return notes
+
+
+def _keep_outputs(own: NotebookNode, candidates: list[Submitted]) -> None:
+    """Show below a cell what it put out where the student ran it."""
+    for given in candidates:
+        if own.cell_type == given.cell.cell_type == "code" and given.cell.source == own.source:
+            own.outputs = given.cell.get("outputs", [])
 
 
 def _compare(own: NotebookNode, candidates: list[Submitted], label: str) -> list[str]:
