@@ -173,15 +173,16 @@ def digest(path: Path) -> str:
 
 
 def boxed_processes() -> list[str]:
-    """Processes that have a number of their own in a box."""
+    """Processes that run and have a number of their own in a box."""
     found = []
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
             lines = status.read_text().splitlines()
         except OSError:
             continue  # it has ended
-        numbers = next((line.split()[1:] for line in lines if line.startswith("NSpid:")), [])
-        if len(numbers) > 1:
+        fields = dict(line.partition(":\t")[::2] for line in lines)
+        numbers = fields.get("NSpid", "").split()
+        if len(numbers) > 1 and not fields["State"].startswith("Z"):
             found.append(numbers[0])
     return found
 
