@@ -6,9 +6,9 @@ before them and what they must answer comes from the instructor's notebook.
 
 import builtins
 import hashlib
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -21,12 +21,8 @@ from autograder.observation import decode, equal
 from autograder.probe import Probe
 from autograder.probe_source import needed_of, observed, source_of
 from autograder.sandbox.isolator import Isolator
-from autograder.sandbox.task import ExerciseTask, ProbeTask, Seen, Task
+from autograder.sandbox.task import Answer, ExerciseTask, ProbeTask, Seen, Task
 from inferlab.lab.json_file import write_json
-
-# Triton's interpreter changes Triton while it runs, and in Python 3.11 `ast.parse` may fail in one
-# thread while it runs in another. So submissions are in their boxes at the same time, and no more.
-_lock = threading.Lock()
 
 
 class Seconds(NamedTuple):
@@ -63,53 +59,87 @@ class Verdict(BaseModel):
 _VERDICTS = TypeAdapter(dict[str, Verdict])
 
 
-def verdicts(
-    course: Path,
-    week: str,
-    answers: Mapping[str, str],
-    isolator: Isolator,
-    *,
-    seconds: Seconds = USUAL,
-    jobs: int = 1,
-) -> dict[str, Verdict]:
-    """The verdict on each exercise of a week; `answers` holds a student's cells by exercise.
+class Examination:
+    """What is asked about a submission, and what has to be answered.
 
     A verdict is remembered in the course directory: the same cells in the same release are not run
-    again. `jobs` exercises run at a time.
+    again. All of this belongs into one thread: Triton's interpreter changes Triton while it runs,
+    and in Python 3.11 `ast.parse` may fail in one thread while it runs in another. So submissions
+    are in their boxes at the same time, and no more.
+    """
+
+    def __init__(
+        self,
+        course: Path,
+        week: str,
+        answers: Mapping[str, str],
+        seconds: Seconds = USUAL,
+        jobs: int = 1,
+    ) -> None:
+        """Ask about a student's cells, which `answers` holds by exercise, `jobs` at a time.
+
+        Raises:
+            FileNotFoundError: if the week has not been released.
+        """
+        self._exercises = graded_exercises(course, week)
+        self._cells = {one.name: answers.get(one.name, "") for one in self._exercises}
+        digest = hashlib.sha256(source_notebook(course, week).read_bytes())
+        digest.update(repr(self._cells).encode())
+        # From what was handed in: to hand in again and again says nothing about the expected
+        # values, because every other cell is asked something else.
+        self._seed = int.from_bytes(digest.digest()[:8])
+        self._remembered = course / "examined" / week / f"{digest.hexdigest()}.json"
+        self._seconds, self._jobs = seconds, jobs
+
+    @cached_property
+    def task(self) -> Task:
+        """What an isolator has to do."""
+        return Task(
+            exercises=[
+                _exercise_task(one, self._cells[one.name], self._seed) for one in self._exercises
+            ],
+            jobs=self._jobs,
+            seconds_per_cell=self._seconds.per_cell,
+            seconds_per_probe=self._seconds.per_probe,
+            seconds=self._seconds.per_submission,
+        )
+
+    def remembered(self) -> dict[str, Verdict] | None:
+        """The verdict on each exercise, if these cells were examined before."""
+        if not self._remembered.exists():
+            return None
+        return _VERDICTS.validate_json(self._remembered.read_bytes())
+
+    def conclude(self, answer: Future[Answer]) -> dict[str, Verdict]:
+        """The verdict on each exercise; the reference is observed while `answer` comes.
+
+        Raises:
+            ExaminationError: if the examination failed, which is no verdict.
+        """
+        expected = [
+            _expected(one, asked) for one, asked in zip(self._exercises, self.task.exercises)
+        ]
+        seen = answer.result().exercises
+        found = {
+            one.name: _verdict(one, wanted, seen[one.name])
+            for one, wanted in zip(self._exercises, expected)
+        }
+        write_json(self._remembered, {name: one.model_dump() for name, one in found.items()})
+        return found
+
+
+def verdicts(examination: Examination, isolator: Isolator) -> dict[str, Verdict]:
+    """The verdict on each exercise, from memory or from `isolator`.
 
     Raises:
-        FileNotFoundError: if the week has not been released.
         NoIsolationError: if something has to be run and nothing can be isolated here.
         ExaminationError: if the examination failed, which is no verdict.
     """
-    with _lock:
-        exercises = graded_exercises(course, week)
-        cells = {exercise.name: answers.get(exercise.name, "") for exercise in exercises}
-        digest = hashlib.sha256(source_notebook(course, week).read_bytes())
-        digest.update(repr(cells).encode())
-        remembered = course / "examined" / week / f"{digest.hexdigest()}.json"
-        if remembered.exists():
-            return _VERDICTS.validate_json(remembered.read_bytes())
-        # From what was handed in: to hand in again and again says nothing about the expected
-        # values, because every other cell is asked something else.
-        seed = int.from_bytes(digest.digest()[:8])
-        tasks = [_exercise_task(one, cells[one.name], seed) for one in exercises]
-    task = Task(
-        exercises=tasks,
-        jobs=jobs,
-        seconds_per_cell=seconds.per_cell,
-        seconds_per_probe=seconds.per_probe,
-        seconds=seconds.per_submission,
-    )
+    if (found := examination.remembered()) is not None:
+        return found
     isolator.require()
-    with ThreadPoolExecutor(1) as other_thread:
-        examination = other_thread.submit(isolator.examine, task)
-        with _lock:
-            expected = {one.name: _expected(one, asked) for one, asked in zip(exercises, tasks)}
-        seen = examination.result().exercises
-    found = {one.name: _verdict(one, expected[one.name], seen[one.name]) for one in exercises}
-    write_json(remembered, {name: verdict.model_dump() for name, verdict in found.items()})
-    return found
+    with ThreadPoolExecutor(1) as box:
+        return examination.conclude(box.submit(isolator.examine, examination.task))
 
 
 def _exercise_task(exercise: GradedExercise, cell: str, seed: int) -> ExerciseTask:

@@ -12,8 +12,9 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sqlalchemy.exc import SAWarning
 
 from autograder.course import nbgrader_of, prepare_course, run_nbgrader
-from autograder.examination import USUAL, Seconds, verdicts
+from autograder.examination import USUAL, Examination, Seconds
 from autograder.grade_table import Row, show, write_table
 from autograder.gradebook import read_scores
 from autograder.graded_exercises import released_notebook, source_notebook
@@ -37,6 +38,7 @@ from autograder.preprocessors import answers
 from autograder.sandbox.bubblewrap import NoIsolationError
 from autograder.sandbox.isolator import Isolator
 from autograder.sandbox.isolators import ISOLATORS
+from autograder.sandbox.task import Answer
 from autograder.submissions import Submission, find_submissions
 from inferlab.handin.notebook_file import Refused, read_notebook
 from inferlab.handin.repair import check_student, repair
@@ -46,6 +48,7 @@ from inferlab.lab.json_file import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 Report = Callable[[int, int], None]  # submissions finished, and how many there are
+AHEAD = 2  # submissions begun for each that is in a box, so that no box waits for the next
 
 
 class Assignment(NamedTuple):
@@ -84,15 +87,13 @@ def grade_week(
     prepare_course(course)
     found = find_submissions(submissions, week)
     rows: dict[str, Row] = {}
-    with ThreadPoolExecutor(jobs) as pool:
-        examined = {pool.submit(examine, assignment, one): one for one in found}
+    with ThreadPoolExecutor(jobs) as boxes:
         try:
-            for future in as_completed(examined):
-                student = examined[future].student
-                rows[student] = mark(assignment, student, future)
+            for row in graded(assignment, found, boxes, AHEAD * jobs):
+                rows[row.student] = row
                 report(len(rows), len(found))
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            boxes.shutdown(cancel_futures=True)
             raise
     folders = {student: course / "repaired" / student / week for student in rows}
     for student, notes in shared_results(folders, week).items():
@@ -100,51 +101,74 @@ def grade_week(
     return [rows[student] for student in sorted(rows)]
 
 
-class Prepared(NamedTuple):
-    """A submission that nbgrader can mark."""
+def graded(
+    assignment: Assignment, submissions: Iterable[Submission], boxes: Executor, most: int
+) -> Iterator[Row]:
+    """A row for each submission as it is finished; `most` of them are in `boxes` or wait there.
 
+    Only what the isolator does is done by other threads, for the reason that `Examination` gives.
+    """
+    waiting = deque(submissions)
+    inside: dict[Future[Answer], Begun] = {}
+    while waiting or inside:
+        while waiting and len(inside) < most:
+            begun = begin(assignment, waiting.popleft())
+            if isinstance(begun, Row):
+                yield begun
+            elif not begun.is_new or begun.examination.remembered() is not None:
+                yield mark(assignment, begun)
+            else:
+                task = begun.examination.task
+                inside[boxes.submit(assignment.isolator.examine, task)] = begun
+        for answer in wait(inside, return_when=FIRST_COMPLETED).done:
+            yield conclude(assignment, inside.pop(answer), answer)
+
+
+class Begun(NamedTuple):
+    """A submission that can be examined."""
+
+    student: str
     notes: list[str]
+    examination: Examination
     is_new: bool  # whether it has to be marked (again)
 
 
-def examine(assignment: Assignment, submission: Submission) -> Prepared:
-    """Repair a submission and run it in boxes, unless that was done before.
-
-    Raises:
-        Refused: when it cannot be graded.
-        ExaminationError: when the examination failed.
-    """
-    notebook = submission.notebook(assignment.released.name)
-    fixed, notes = repair(read_notebook(notebook), nbformat.read(assignment.released, as_version=4))
-    notes += check_student(fixed, submission.student)
-    is_new = prepare(assignment, fixed, submission)
-    if is_new:
-        verdicts(
-            assignment.course,
-            assignment.week,
-            answers(fixed),
-            assignment.isolator,
-            seconds=assignment.seconds,
-        )
-    return Prepared(notes, is_new)
-
-
-def mark(assignment: Assignment, student: str, examined: Future[Prepared]) -> Row:
-    """Have nbgrader mark what was examined; a reason not to becomes the row's note."""
-    course, week = assignment.course, assignment.week
+def begin(assignment: Assignment, submission: Submission) -> Begun | Row:
+    """Repair a submission and write it to `repaired/`; a reason not to becomes a row's note."""
+    course, week, student = assignment.course, assignment.week, submission.student
     try:
-        notes, is_new = examined.result()
+        notebook = read_notebook(submission.notebook(assignment.released.name))
+        fixed, notes = repair(notebook, nbformat.read(assignment.released, as_version=4))
+        notes += check_student(fixed, student)
+        is_new = prepare(assignment, fixed, submission)
     except Refused as refusal:
         return Row(student, "refused", [str(refusal)])
-    except (RuntimeError, OSError) as error:
+    except OSError as error:
         return Row(student, "failed", [str(error)])
+    return Begun(
+        student, notes, Examination(course, week, answers(fixed), assignment.seconds), is_new
+    )
+
+
+def conclude(assignment: Assignment, begun: Begun, answer: Future[Answer]) -> Row:
+    """Compare what was seen of a submission, and mark it."""
     try:
-        if is_new:
+        begun.examination.conclude(answer)
+    except (RuntimeError, OSError) as error:
+        return Row(begun.student, "failed", [*begun.notes, str(error)])
+    return mark(assignment, begun)
+
+
+def mark(assignment: Assignment, begun: Begun) -> Row:
+    """Have nbgrader mark what was examined; a reason not to becomes the row's note."""
+    course, week, student = assignment.course, assignment.week, begun.student
+    try:
+        if begun.is_new:
             autograde(course, week, student)
         row = read_scores(course, week, assignment.released.stem, student)
     except (RuntimeError, MissingEntry, OSError) as error:
-        return Row(student, "failed", [*notes, str(error)])
-    row.notes = notes + row.notes
+        return Row(student, "failed", [*begun.notes, str(error)])
+    row.notes = begun.notes + row.notes
     return row
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import FailedJobError
 
-from autograder.grade import Assignment, examine
+from autograder.examination import verdicts
+from autograder.grade import Assignment, begin
+from autograder.grade_table import Row
 from autograder.submissions import Submission, find_submissions
-from inferlab.handin.notebook_file import Refused
 from inferlab.lab.cluster import CLUSTER, SlurmError, sbatch_options
 from inferlab.lab.paths import without_root
 from inferlab.lab.slurm_array import queued
@@ -55,7 +56,11 @@ def examine_all(assignment: Assignment, submissions: list[Submission]) -> None:
     """The work of one task. What fails here says so when it is marked."""
     assignment.isolator.require()
     for submission in submissions:
+        begun = begin(assignment, submission)
+        if isinstance(begun, Row):
+            print(*begun.notes)
+            continue
         try:
-            examine(assignment, submission)
-        except (Refused, RuntimeError, OSError) as error:
+            verdicts(begun.examination, assignment.isolator)
+        except (RuntimeError, OSError) as error:
             print(f"{submission.student}: {error}")

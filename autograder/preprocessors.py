@@ -10,7 +10,7 @@ from nbgrader.preprocessors import ClearHiddenTests, NbGraderPreprocessor
 from nbgrader.utils import is_grade, is_solution
 from traitlets import Enum, Unicode
 
-from autograder.examination import Verdict, verdicts
+from autograder.examination import Examination, Verdict, verdicts
 from autograder.gradebook import give_execution_points
 from autograder.graded_exercises import GradedExercise, graded_exercises, released_notebook
 from autograder.inert import make_inert
@@ -65,8 +65,8 @@ class ExamineExercises(NbGraderPreprocessor):  # type: ignore[misc]
 
     def preprocess(self, nb: NotebookNode, resources: Any) -> tuple[NotebookNode, Any]:
         course, week = Path(self.course), resources["nbgrader"]["assignment"]
-        isolator = ISOLATORS[self.isolator]()
-        found = verdicts(course, week, answers(nb), isolator, jobs=os.cpu_count() or 1)
+        examination = Examination(course, week, answers(nb), jobs=os.cpu_count() or 1)
+        found = verdicts(examination, ISOLATORS[self.isolator]())
         exercises = {f"{one.name}-probes": one for one in graded_exercises(course, week)}
         for cell in nb.cells:
             if is_probes(cell):

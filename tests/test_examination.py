@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autograder import graded_exercises as graded
-from autograder.examination import Verdict, verdicts
+from autograder.examination import Examination, Verdict, verdicts
 from autograder.probe_source import observations
 from autograder.sandbox.isolator import Isolator
 from autograder.sandbox.task import Answer, Seen, Task
@@ -60,7 +60,7 @@ def course(released: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> P
 
 def verdict(course: Path, change) -> Verdict:
     """The verdict on the first exercise when a part of what is seen is changed."""
-    found = verdicts(course, WEEK, {}, Reference(change))
+    found = verdicts(Examination(course, WEEK, {}), Reference(change))
     assert found["week04-square"].passed == [True, True], "one exercise never costs another"
     return found["week04-double"]
 
@@ -121,21 +121,23 @@ def test_of_an_error_only_pythons_own_names_are_shown(said, shown, course: Path)
 def test_the_same_cells_are_examined_once(course: Path) -> None:
     isolator = Reference()
     for cell in ("a", "a", "b"):
-        verdicts(course, WEEK, {"week04-double": cell}, isolator)
+        verdicts(Examination(course, WEEK, {"week04-double": cell}), isolator)
     assert [task.exercises[0].cells[-1] for task in isolator.tasks] == ["a", "b"]
 
 
 def test_other_cells_are_asked_something_else(course: Path) -> None:
     isolator = Reference()
     for cell in ("a", "b"):
-        verdicts(course, WEEK, {"week04-double": cell}, isolator)
+        verdicts(Examination(course, WEEK, {"week04-double": cell}), isolator)
     first, second = (task.exercises[0].tasks[1].inputs for task in isolator.tasks)
     assert not set(first) & set(second)
 
 
 def test_what_runs_is_the_instructors_setup_and_the_students_cell(course: Path) -> None:
     isolator = Reference()
-    verdicts(course, WEEK, {"week04-double": "mine", "week04-setup": "not mine"}, isolator)
+    verdicts(
+        Examination(course, WEEK, {"week04-double": "mine", "week04-setup": "not mine"}), isolator
+    )
     (task,) = isolator.tasks
     assert [exercise.cells for exercise in task.exercises] == [
         ["import math", "mine"],
@@ -146,7 +148,7 @@ def test_what_runs_is_the_instructors_setup_and_the_students_cell(course: Path) 
 
 def test_a_week_without_a_release_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="week05 has no release"):
-        verdicts(tmp_path, "week05", {}, Reference())
+        verdicts(Examination(tmp_path, "week05", {}), Reference())
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(1, 40))

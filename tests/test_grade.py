@@ -1,9 +1,11 @@
 """Submissions of every kind go through nbgrader itself, and each gets what it deserves."""
 
+import ast
 import copy
 import csv
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import nbformat
@@ -272,6 +274,37 @@ def test_grading_again_grades_only_what_changed_and_keeps_marks_of_humans(
     hand_in(folder, "copy", square="return 0")
     rows = grade(FailingIsolator())
     assert [row.exercise_points for row in rows] == [5, 5, 9]
+
+
+@pytest.mark.slow
+def test_only_one_thread_parses(repository, tmp_path, monkeypatch):
+    """In Python 3.11 `ast.parse` may fail in one thread while it runs in another."""
+    course = tmp_path / "course"
+    shutil.copytree(repository / "build" / "course", course)
+    for number in range(5):
+        hand_in(tmp_path / "in", f"own-{number}", double=f"return x * 2 + {number} - {number}")
+    threads = {"parse": [], "examine": []}
+    parse = ast.parse
+
+    def noted(*args, **options):
+        threads["parse"].append(threading.get_ident())
+        return parse(*args, **options)
+
+    class Noting(BubblewrapIsolator):
+        def examine(self, task):
+            threads["examine"].append(threading.get_ident())
+            return super().examine(task)
+
+    monkeypatch.setattr(graded_exercises, "probes_of", probes_of)
+    monkeypatch.setattr(ast, "parse", noted)
+    rows = grading.grade_week(
+        grading.Assignment(course, WEEK, Noting()), tmp_path / "in", lambda done, total: None, 2
+    )
+    assert [row.exercise_points for row in rows] == [9] * 5
+    assert len(threads["parse"]) > 5
+    assert len(threads["examine"]) == 5
+    assert len(set(threads["examine"])) == 2
+    assert set(threads["parse"]) == {threading.get_ident()}
 
 
 class FailingIsolator(BubblewrapIsolator):
