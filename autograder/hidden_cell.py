@@ -6,6 +6,7 @@ the reference stand in the cell, computed for fixed seeds.
 
 import hashlib
 import linecache
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,8 +71,10 @@ def reference(root: Path, exercise: Exercise) -> SimpleNamespace:
 def run_cell(source: str, names: dict[str, Any]) -> dict[str, Any]:
     """Run a cell's source in `names`, as a notebook does, and return `names`.
 
-    Triton reads the source of a kernel again, so it has to be found under the file's name.
+    Triton reads the source of a kernel again, so it has to be found under the file's name. Kernels
+    are interpreted, as they are in a box; Triton asks for that when it is imported.
     """
+    os.environ.setdefault("TRITON_INTERPRET", "1")
     file = f"<cell {hashlib.sha256(source.encode()).hexdigest()[:12]}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     names.setdefault("__name__", "__main__")

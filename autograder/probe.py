@@ -6,6 +6,7 @@ inputs.
 """
 
 import importlib
+import pkgutil
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,23 +65,35 @@ def probe(
 
 
 def load(week: str) -> list[Probe]:
-    """All probes of a week, for example `week04`, in the order in which they are written.
+    """All probes of a week, for example `week04`.
 
     Raises ModuleNotFoundError when the week has none.
     """
-    module = importlib.import_module(f"autograder.probes.{week}")
-    return [value for value in vars(module).values() if isinstance(value, Probe)]
+    folder = importlib.import_module(f"autograder.probes.{week}").__path__
+    return [
+        probe for module in pkgutil.iter_modules(folder) for probe in _probes_in(week, module.name)
+    ]
 
 
 def probes_of(exercise: str) -> list[Probe]:
-    """The probes of one exercise, for example `week04-block-pool`.
+    """The probes of one exercise, for example `week04-block-pool`, in the order of their module.
 
     Raises ValueError when there is none: a cell without probes would give away its marks.
     """
-    week = exercise.partition("-")[0]
-    found = [probe for probe in load(week) if probe.exercise == exercise]
+    week, _, name = exercise.partition("-")
+    module = name.replace("-", "_")
+    try:
+        found = _probes_in(week, module)
+    except ModuleNotFoundError:
+        found = []
     if not found:
         raise ValueError(
-            f"There is no probe of {exercise}: write at least one in autograder/probes/{week}.py."
+            f"There is no probe of {exercise}: write at least one in "
+            f"autograder/probes/{week}/{module}.py."
         )
     return found
+
+
+def _probes_in(week: str, module: str) -> list[Probe]:
+    found = importlib.import_module(f"autograder.probes.{week}.{module}")
+    return [value for value in vars(found).values() if isinstance(value, Probe)]

@@ -3,7 +3,7 @@
 import ast
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ from autograder.probe import Probe
 from inferlab.publish.module import Binding, Module
 
 AUTOGRADER = Path(__file__).parents[1]
+PROBES = "autograder.probes."
 OBSERVATION = "decode encode equal refusal refuses".split()
 
 
@@ -49,13 +50,12 @@ def observations(
 def source_of(probes: list[Probe], own: list[Binding]) -> str:
     """Source of the probes and of all they use, and of the bindings `own` and all probes share."""
     observation = Module.read(AUTOGRADER, "autograder.observation")
-    week = Module.read(AUTOGRADER, probes[0].observe.__module__)
     names = [probe.name for probe in probes]
     decorators = {"probe", *(probe.inputs.__name__ for probe in probes)}
     needed = [
         *observation.needed_by(OBSERVATION, set()),
         *own,
-        *week.needed_by(names, {*OBSERVATION, *decorators}),
+        *_needed_of_probes(probes[0].observe.__module__, names, {*OBSERVATION, *decorators}),
     ]
     imports = [b.text for b in needed if isinstance(b.node, ast.Import | ast.ImportFrom)]
     definitions = [
@@ -70,6 +70,16 @@ def needed_of(module: str, name: str, known: Iterable[str] = ()) -> list[Binding
     What all probes use is left out, and so is what is `known`.
     """
     return Module.read(AUTOGRADER, module).needed_by([name], {*OBSERVATION, *known})
+
+
+def _needed_of_probes(module: str, names: Iterable[str], bound: set[str]) -> Iterator[Binding]:
+    """What `names` need of a module of probes, and of those that it imports from."""
+    for binding in Module.read(AUTOGRADER, module).needed_by(names, bound):
+        node = binding.node
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith(PROBES):
+            yield from _needed_of_probes(str(node.module), [binding.name], bound)
+        else:
+            yield binding
 
 
 def _undecorated(binding: Binding) -> str:

@@ -77,7 +77,10 @@ def test_there_is_a_recipe_for_each_and_none_is_longer_than_ten_steps():
 def test_every_file_a_recipe_names_exists():
     named = {word for word in re.findall(r"`([\w./-]+)`", TEXT) if "/" in word or "." in word}
     paths = {
-        word.replace("NN", "04").replace("week04-title", "week04-paged-attention") for word in named
+        word.replace("NN", "04")
+        .replace("week04-title", "week04-paged-attention")
+        .replace("04/name.py", "04/block_pool.py")
+        for word in named
     }
     commands = {".venv/bin/pre-commit", "predict.compare"}
     generated = {"build/release/week04", "build/results", "results/cpu/week04/name.json"}
@@ -103,10 +106,14 @@ def repository(tmp_path, monkeypatch):
     chapter.write_text(text.replace("\n(week04-assemble)=", CELLS, 1))
     package = tmp_path / "probes"
     shutil.copytree(REPOSITORY / "autograder", package / "autograder")
-    (package / "autograder" / "probes" / "week99.py").write_text(PROBE)
+    probes = package / "autograder" / "probes" / "week99"
+    probes.mkdir()
+    (probes / "__init__.py").touch()
+    (probes / "tail.py").write_text(PROBE)
     monkeypatch.setattr(probe_source, "AUTOGRADER", package)
     monkeypatch.setattr(autograder.probes, "__path__", [str(package / "autograder" / "probes")])
-    monkeypatch.delitem(sys.modules, "autograder.probes.week99", raising=False)
+    for name in ("autograder.probes.week99", "autograder.probes.week99.tail"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     return root
 
 

@@ -110,7 +110,7 @@ def root(tmp_path):
     for name, text in {
         "parts/meter.py": METER,
         "notebooks/week04-small.md": CHAPTER,
-        "autograder/probes/week04.py": PROBES,
+        "autograder/probes/week04/small.py": PROBES,
         "autograder/rubrics/week04.yml": RUBRIC,
     }.items():
         path = tmp_path / "repository" / name
@@ -347,7 +347,7 @@ def test_compiled_code_is_found(bundle, root):
 
 
 def test_a_week_without_probes_is_searched_for_solutions(bundle, root):
-    (root / "autograder" / "probes" / "week04.py").unlink()
+    (root / "autograder" / "probes" / "week04" / "small.py").unlink()
     assert leaks(bundle, root, "week04") == []
     add_text_file(bundle, BODY)
     assert len(leaks(bundle, root, "week04")) == 1

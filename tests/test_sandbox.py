@@ -68,7 +68,7 @@ print(json.dumps({
 @pytest.mark.parametrize(
     "path",
     [
-        "autograder/probes/week04.py",
+        "autograder/probes/week04/block_pool.py",
         "inferlab/engine/block_pool.py",
         "build/course/gradebook.db",
         "notebooks/week04-paged-attention.md",

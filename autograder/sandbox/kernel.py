@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ INTERRUPT_S = 3.0  # what a kernel gets to stop before it is given up
 POLL_S = 0.2
 # Set to "pod" where a pod is the box; bubblewrap may not make one there.
 ISOLATED_BY = "INFERLAB_ISOLATED_BY"
+# In Python 3.11 parsing may fail in one thread while another one parses.
+_parsing = threading.Lock()
 LINE = re.compile(r"line (\d{1,4})\b")
 
 
@@ -163,7 +166,8 @@ def _read(content: dict[str, Any]) -> Reply:
     values = {}
     for name, result in dict(content.get("user_expressions") or {}).items():
         try:
-            value = ast.literal_eval(result["data"]["text/plain"])
+            with _parsing:
+                value = ast.literal_eval(result["data"]["text/plain"])
         except (LookupError, TypeError, ValueError, SyntaxError, MemoryError, RecursionError):
             continue
         if isinstance(value, str):

@@ -129,13 +129,10 @@ def _solutions(root: Path, week: str) -> list[Secret]:
 
 def _probes(root: Path, week: str) -> list[Secret]:
     """All functions of the week's probes, those that make the inputs included."""
-    path = root / PROBES / f"{week}.py"
-    if not path.is_file():
-        return []
-    tree = ast.parse(path.read_text(encoding="utf-8"))
     return [
         Secret.of(name, function, is_probe=_is_probe(function))
-        for name, function in _functions(tree)
+        for path in sorted((root / PROBES / week).glob("*.py"))
+        for name, function in _functions(ast.parse(path.read_text(encoding="utf-8")))
     ]
 
 
