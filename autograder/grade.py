@@ -259,6 +259,8 @@ def grade(week: str, submissions: Path, jobs: int, launcher: str, isolator: str)
     course, tables = ROOT / "build" / "course", ROOT / "build" / "grade"
     name = f"week{week.removeprefix('week'):0>2}"
     assignment = Assignment(course, name, ISOLATORS[isolator]())
+    if shortfall := assignment.isolator.shortfall():
+        console.print(f"[yellow]Note.[/] {escape(shortfall)}", soft_wrap=True)
     columns = (TextColumn("Grading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         if launcher == "slurm":
@@ -277,14 +279,14 @@ def grade(week: str, submissions: Path, jobs: int, launcher: str, isolator: str)
         console.print(f"[red]Refused.[/] {escape(str(refusal))}", soft_wrap=True)
         sys.exit(2)
     show(rows, console)
-    write_table(rows, tables / f"{name}.csv")
     try:
+        write_table(rows, tables / f"{name}.csv")
         run_nbgrader(course, "generate_feedback", name, "--force")
         run_nbgrader(course, "export", "--to", str(tables / "gradebook.csv"))
         exporter = f"--exporter={LmsExport.__module__}.{LmsExport.__name__}"
         run_nbgrader(course, "export", exporter, "--to", str(tables / FILE))
-    except RuntimeError as error:
-        console.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
+    except (RuntimeError, OSError) as error:
+        console.print(f"[red]Not finished.[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
     console.print(f"The table is in build/grade/{name}.csv, the feedback in build/course/feedback.")
     sys.exit(any(row.status != "graded" for row in rows))

@@ -1,12 +1,15 @@
 """What became of each submission: as rows, as a table on the screen, as CSV."""
 
 import csv
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from inferlab.lab.json_file import write_text
 
 
 @dataclass
@@ -32,21 +35,24 @@ class Row:
 
 
 def write_table(rows: list[Row], path: Path) -> None:
-    """Write the rows as CSV, a column for each graded cell."""
+    """Write the rows as CSV, a column for each graded cell.
+
+    Raises OSError where the disk is full; an earlier table stays then.
+    """
     exercises = list(dict.fromkeys(name for row in rows for name in row.exercises))
     other = list(dict.fromkeys(name for row in rows for name in row.other))
     head = ["student", "status", *exercises, "exercises", *other, "points", "by hand", "notes"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(head)
-        for row in rows:
-            graded = row.status == "graded"
-            cells = [row.exercises.get(name, "") for name in exercises]
-            cells += [row.exercise_points if graded else ""]
-            cells += [row.other.get(name, "") for name in other]
-            cells += [row.points if graded else "", " ".join(row.by_hand), " ".join(row.notes)]
-            writer.writerow(map(plain_text, [row.student, row.status, *cells]))
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(head)
+    for row in rows:
+        graded = row.status == "graded"
+        cells = [row.exercises.get(name, "") for name in exercises]
+        cells += [row.exercise_points if graded else ""]
+        cells += [row.other.get(name, "") for name in other]
+        cells += [row.points if graded else "", " ".join(row.by_hand), " ".join(row.notes)]
+        writer.writerow(map(plain_text, [row.student, row.status, *cells]))
+    write_text(path, table.getvalue())
 
 
 def plain_text(value: object) -> object:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from autograder.sandbox import bubblewrap
+from autograder.sandbox import control_group as control_groups
 from autograder.sandbox.bubblewrap import LIMITS, NoIsolationError, boxed, require_isolation
 from autograder.sandbox.control_group import NAME, ROOT, control_group
 from autograder.sandbox.examine import examine
@@ -366,3 +367,10 @@ def wait_for(condition, seconds: float = 30.0):
             pass
         time.sleep(0.05)
     raise AssertionError("It did not happen in time.")
+
+
+@pytest.mark.skipif(not BOXES_BY_GROUP, reason="no control groups here")
+def test_whoever_can_make_no_control_group_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert BubblewrapIsolator().shortfall() == "" or os.geteuid() != 0
+    monkeypatch.setattr(control_groups, "ROOT", Path("/proc/sys"))  # where nobody makes a folder
+    assert "memory of a box is limited for each" in BubblewrapIsolator().shortfall()

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from autograder.sandbox.bubblewrap import Limits
+from autograder.sandbox.bubblewrap import LIMITS, Limits
 
 ROOT = Path("/sys/fs/cgroup")
 NAME = "inferlab-box-"
@@ -38,6 +38,12 @@ def control_group(limits: Limits) -> Iterator[list[str]]:
     finally:
         for folder in folders:
             _remove(folder)
+
+
+def can_be_made() -> bool:
+    """Whether this user may make control groups on this machine."""
+    with control_group(LIMITS) as entering:
+        return bool(entering)
 
 
 def _groups(limits: Limits) -> dict[Path, dict[str, int]]:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 from pydantic import ValidationError
 
+from autograder.sandbox import control_group
 from autograder.sandbox.bubblewrap import require_isolation
 from autograder.sandbox.task import MOST_ANSWER_BYTES, Answer, Task
 
@@ -31,6 +32,10 @@ class Isolator(ABC):
             NoIsolationError: if it does not; the message says what to do about it.
         """
 
+    def shortfall(self) -> str:
+        """What cannot be limited here, in a sentence; empty if all can."""
+        return ""
+
     @abstractmethod
     def examine(self, task: Task) -> Answer:
         """What is seen of a submission.
@@ -46,6 +51,16 @@ class BubblewrapIsolator(Isolator):
     def require(self) -> None:
         """Try a box."""
         require_isolation()
+
+    def shortfall(self) -> str:
+        """Without control groups limits hold for each process by itself."""
+        if control_group.can_be_made():
+            return ""
+        return (
+            "No control group can be made here, so the memory of a box is limited for each of its "
+            "processes and not for all together. Grade as root, or where groups are delegated to "
+            "you, to limit both."
+        )
 
     def examine(self, task: Task) -> Answer:
         """Run `autograder.sandbox.examine`."""
