@@ -1,4 +1,4 @@
-"""The rubrics of week 4: complete, consistent, and true of vLLM's source and of the recording."""
+"""The rubrics of week 4: true of vLLM's source and of the recording."""
 
 import re
 from pathlib import Path
@@ -10,22 +10,8 @@ from autograder import rubric
 from autograder.rubric import load_rubrics
 from inferlab import lab
 from inferlab.lab import engines
-from inferlab.lab.paths import ROOT
-from inferlab.publish.answers import ANSWER
 
 WEEK = "week04"
-POINTS = {
-    "week04-source-1": 2,
-    "week04-source-2": 2,
-    "week04-source-3": 2,
-    "week04-source-4": 3,
-    "week04-analysis-1": 6,
-    "week04-analysis-2": 6,
-    "week04-analysis-3": 6,
-    "week04-metrics-1": 12,
-    "week04-execution": 18,
-    "week04-presentation": 3,
-}
 # What a line that a model answer names has to hold.
 LINES = {
     ("block_pool.py", 289): "assert (",
@@ -50,29 +36,6 @@ LINES = {
 def text_of(name: str) -> str:
     """A model answer on one line."""
     return " ".join(load_rubrics(WEEK)[name].model_answer.split())
-
-
-def test_every_answer_cell_of_the_page_has_its_rubric_and_no_other() -> None:
-    page = (ROOT / "notebooks" / "week04-paged-attention.md").read_text()
-    assert sorted(ANSWER.findall(page)) == sorted(POINTS)
-    rubrics = load_rubrics(WEEK)
-    assert {name: found.points for name, found in rubrics.items()} == POINTS
-    assert sum(POINTS.values()) == 60
-    assert {name for name, found in rubrics.items() if not found.is_written} == {
-        "week04-execution",
-        "week04-presentation",
-    }
-
-
-def test_a_written_answer_has_a_strong_a_middling_and_a_weak_sample() -> None:
-    for name, found in load_rubrics(WEEK).items():
-        if found.is_written:
-            shares = sorted(sample.points / found.points for sample in found.samples)
-            assert len(shares) >= 3, name
-            assert shares[0] < 0.5, name
-            assert shares[-1] >= 0.8, name
-            assert any(0.3 <= share < 0.8 for share in shares), f"{name} has no middling sample"
-            assert found.model_answer.strip() in found.for_instructors()
 
 
 def test_every_line_that_a_model_answer_names_is_checked() -> None:
