@@ -114,3 +114,36 @@ def test_the_copy_is_exact_and_stays_inside(size: int, dtype: str) -> None:
     copy_kernel[(-(-size // 1024),)](values, target, size, TILE=1024)
     assert torch.equal(target[:size], values[:size])
     assert (target[size:] == 77).all()
+
+
+def test_a_tensor_with_gaps_is_not_copied() -> None:
+    import torch
+
+    from inferlab.kernels.tiled_gemm import copy
+
+    with pytest.raises(ValueError, match="not contiguous"):
+        copy(torch.ones(4, 6).T)
+    whole = torch.arange(12.0).reshape(3, 4)
+    assert torch.equal(copy(whole, tile=4), whole), "all of a matrix, not its first row"
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(100, 90, 70), (16, 16, 16), (1, 33, 20)])
+def test_the_kernels_move_what_the_formula_counts(m: int, n: int, k: int) -> None:
+    import torch
+
+    from inferlab.analysis.tiled_traffic import tiled_traffic
+    from inferlab.kernels import INTERPRETED
+    from inferlab.kernels.counted_traffic import counted_traffic
+    from inferlab.kernels.tiled_gemm import copy, tiled_gemm
+
+    if not INTERPRETED:
+        pytest.skip("only the interpreter sees single elements")
+    left, right = torch.ones(m, k), torch.ones(k, n)
+    with counted_traffic() as found:
+        tiled_gemm(left, right, tile_m=32, tile_n=16, tile_k=16)
+    assert (found.loaded, found.stored) == tiled_traffic(m, n, k, 32, 16)
+    with counted_traffic() as found:
+        copy(left, tile=64)
+    assert found.loaded == found.stored == m * k
+    copy(left)
+    assert found.loaded == m * k, "counting has ended with its block"
