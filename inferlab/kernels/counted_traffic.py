@@ -42,9 +42,9 @@ def counted_traffic() -> Iterator[KernelTraffic]:
         found.loaded += int(np.broadcast_to(mask.data, pointers.data.shape).sum())
         return load(pointers, mask, *rest)
 
-    def counted_store(pointers: Any, values: Any, mask: Any) -> Any:
+    def counted_store(pointers: Any, values: Any, mask: Any, *rest: Any) -> Any:
         found.stored += int(np.broadcast_to(mask.data, pointers.data.shape).sum())
-        return store(pointers, values, mask)
+        return store(pointers, values, mask, *rest)
 
     interpreter_builder.create_masked_load = counted_load
     interpreter_builder.create_masked_store = counted_store
