@@ -1,0 +1,150 @@
+"""Probes of the Triton product, on matrices whose surroundings hold poison."""
+
+from typing import Any
+
+import numpy as np
+
+from autograder.probe import probe
+
+EXERCISE = "week03-tiled-kernel"
+
+
+def launch(code: Any, inputs: Any, precision: str = "float32") -> np.ndarray:
+    """The output and what lies past it; each matrix is the head of a buffer that holds NaN."""
+    # Here, so that a grader who asks for the inputs does not wait for PyTorch.
+    import torch
+
+    from inferlab.kernels import DEVICE
+
+    (m, k), n = inputs["left"].shape, inputs["right"].shape[1]
+    buffers = []
+    for array in (inputs["left"], inputs["right"], np.empty((m, n), np.float32)):
+        buffer = torch.full((array.size + 4096,), torch.nan, dtype=getattr(torch, precision))
+        buffer[: array.size] = torch.from_numpy(array.reshape(-1).copy())
+        buffers.append(buffer.to(DEVICE))
+    buffers[2].fill_(torch.nan)
+    tile_m, tile_n, tile_k, group = inputs["tiles"]
+    grid = -(-n // tile_n), -(-m // tile_m)
+    sizes = {"TILE_M": tile_m, "TILE_N": tile_n, "TILE_K": tile_k, "GROUP": group}
+    code.tiled_gemm_kernel[grid](*buffers, m, n, k, **sizes)
+    return buffers[2][: m * n + 512].float().cpu().numpy()
+
+
+def drawn(
+    random: np.random.Generator, sides: tuple[int, int, int], tiles: list[int]
+) -> dict[str, Any]:
+    m, n, k = sides
+    return {
+        "left": random.standard_normal((m, k), dtype=np.float32),
+        "right": random.standard_normal((k, n), dtype=np.float32),
+        "tiles": tiles,
+    }
+
+
+def wide_and_high(random: np.random.Generator) -> dict[str, Any]:
+    tiles = [16, 16, 16, int(random.choice([1, 3, 8]))]
+    return {
+        "wide": drawn(random, (32, 80, 32), tiles),
+        "high": drawn(random, (80, 32, 32), tiles),
+    }
+
+
+@probe(
+    title="Many more tiles one way than the other",
+    exercise=EXERCISE,
+    tolerance=1e-3,
+    inputs=wide_and_high,
+    message="A program computes another tile than its own when the tiles are no square.",
+)
+def not_square(code: Any, inputs: Any) -> list[np.ndarray]:
+    return [launch(code, inputs["wide"]), launch(code, inputs["high"])]
+
+
+def ragged_sides(random: np.random.Generator) -> dict[str, Any]:
+    m, n = random.integers(17, 31, 2).tolist()
+    return drawn(random, (m, n, 32), [16, 16, 16, 2])
+
+
+@probe(
+    title="Rows and columns that are no whole number of tiles",
+    exercise=EXERCISE,
+    trials=2,
+    tolerance=1e-3,
+    inputs=ragged_sides,
+    message="At an edge of the output a value is missing, wrong, or written where none belongs.",
+)
+def ragged_edges(code: Any, inputs: Any) -> np.ndarray:
+    return launch(code, inputs)
+
+
+def ragged_depth(random: np.random.Generator) -> dict[str, Any]:
+    return drawn(random, (32, 32, int(random.integers(17, 31))), [16, 16, 16, 2])
+
+
+@probe(
+    title="A depth that is no whole number of tiles, with NaN behind each matrix",
+    exercise=EXERCISE,
+    trials=2,
+    tolerance=1e-3,
+    inputs=ragged_depth,
+    message="What lies past the end of a row or of a matrix reaches the sum, or the sum ends early.",
+)
+def ragged_sums(code: Any, inputs: Any) -> np.ndarray:
+    return launch(code, inputs)
+
+
+def different_tiles(random: np.random.Generator) -> dict[str, Any]:
+    return {
+        "deep": drawn(random, (32, 32, 128), [16, 16, 64, 2]),
+        "flat": drawn(random, (64, 32, 32), [32, 16, 16, 2]),
+    }
+
+
+@probe(
+    title="Tiles that are deeper than high, and higher than deep",
+    exercise=EXERCISE,
+    tolerance=1e-3,
+    inputs=different_tiles,
+    message="The depth of a tile is taken from another of its sides.",
+)
+def depths(code: Any, inputs: Any) -> list[np.ndarray]:
+    return [launch(code, inputs["deep"]), launch(code, inputs["flat"])]
+
+
+def half_precision(random: np.random.Generator) -> dict[str, Any]:
+    # Sums in the thousands of small addends: half precision would lose them.
+    found = drawn(random, (16, 16, 2048), [16, 16, 32, 1])
+    for name in ("left", "right"):
+        found[name] = random.uniform(0.9, 1.1, found[name].shape).astype(np.float16)
+        found[name] = found[name].astype(np.float32)
+    return found
+
+
+@probe(
+    title="Long sums of factors in half precision",
+    exercise=EXERCISE,
+    tolerance=1.0,
+    inputs=half_precision,
+    message="With factors in half precision the sums are not kept in single precision.",
+)
+def half_sums(code: Any, inputs: Any) -> np.ndarray:
+    return launch(code, inputs, "float16")
+
+
+def thin(random: np.random.Generator) -> dict[str, Any]:
+    return {
+        "row": drawn(random, (1, 40, 20), [16, 16, 16, 4]),
+        "column": drawn(random, (40, 1, 20), [16, 16, 16, 4]),
+        "outer": drawn(random, (20, 20, 1), [16, 16, 16, 4]),
+    }
+
+
+@probe(
+    title="One row, one column, and a depth of one",
+    exercise=EXERCISE,
+    tolerance=1e-3,
+    inputs=thin,
+    message="A matrix that is thinner than a tile is computed wrongly.",
+)
+def thin_matrices(code: Any, inputs: Any) -> list[np.ndarray]:
+    return [launch(code, inputs[name]) for name in ("row", "column", "outer")]
