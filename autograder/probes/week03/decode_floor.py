@@ -1,5 +1,6 @@
 """Probes of the floor of a step: drawn models, formats, and operators near the ridge."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -149,9 +150,7 @@ def impossible(random: np.random.Generator) -> dict[str, Any]:
 def refused_steps(code: Any, inputs: Any) -> list[bool]:
     model, full = shape(inputs["model"]), precision(FULL)
     return [
-        refuses(
-            lambda batch=batch, speed=speed: code.decode_floor_ms(model, full, speed, batch, 10)
-        )
+        refuses(partial(code.decode_floor_ms, model, full, speed, batch, 10))
         for batch, speed in inputs["steps"]
     ]
 

@@ -87,7 +87,7 @@ def ragged_depth(random: np.random.Generator) -> dict[str, Any]:
     trials=2,
     tolerance=1e-3,
     inputs=ragged_depth,
-    message="What lies past the end of a row or of a matrix reaches the sum, or the sum ends early.",
+    message="What lies past the end of a matrix reaches the sum, or the sum ends too early.",
 )
 def ragged_sums(code: Any, inputs: Any) -> np.ndarray:
     return launch(code, inputs)

@@ -1,5 +1,6 @@
 """Probes of the tiled product: what it computes, what it moves, and in which pieces."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,7 @@ def misfitting_shapes(code: Any, inputs: Any) -> list[Any]:
     seen = []
     for shapes in inputs["shapes"]:
         matrices = [code.CountedMatrix(np.ones(shape)) for shape in shapes]
-        refused = refuses(lambda matrices=matrices: code.tiled_matmul(*matrices, 2, 2, 2))
+        refused = refuses(partial(code.tiled_matmul, *matrices, 2, 2, 2))
         seen.append([refused, [[one.loaded, one.stored] for one in matrices]])
     return seen
 
