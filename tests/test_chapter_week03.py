@@ -192,7 +192,8 @@ def test_every_answer_cell_has_its_rubric_and_together_they_are_worth_60() -> No
 @pytest.mark.parametrize(("place", "holds"), LINES.items(), ids=str)
 def test_the_lines_that_model_answers_name(place: tuple[str, int], holds: str) -> None:
     file, line = place
-    found = sorted((engines.environment_folder() / "lib").glob(f"python3*/site-packages/vllm/{file}"))
+    packages = (engines.environment_folder() / "lib").glob("python3*/site-packages")
+    found = [folder / "vllm" / file for folder in packages if (folder / "vllm" / file).exists()]
     if not found:
         pytest.skip("needs the engines")
     assert holds in found[0].read_text().splitlines()[line - 1]
