@@ -105,10 +105,11 @@ def classify(found: Iterable[Operator], ceilings: Ceilings) -> dict[str, str]:
     On the ridge both take equally long; that counts as arithmetic. An operator that moves nothing
     and computes nothing is bound by memory.
     """
-    return {
-        one.name: "arithmetic" if one.flop and one.flop >= ceilings.ridge * one.bytes else "memory"
-        for one in found
-    }
+    bounds = {}
+    for one in found:
+        is_arithmetic = one.flop > 0 and one.flop >= ceilings.ridge * one.bytes
+        bounds[one.name] = "arithmetic" if is_arithmetic else "memory"
+    return bounds
 
 
 def step_floor_ms(found: Iterable[Operator], ceilings: Ceilings) -> float:
