@@ -30,7 +30,7 @@ def whole_numbers(random: np.random.Generator) -> dict[str, Any]:
     inputs=whole_numbers,
     message="On its way an element is turned into one of another format.",
 )
-def formats(code: Any, inputs: Any) -> list[np.ndarray]:
+def copy_formats(code: Any, inputs: Any) -> list[np.ndarray]:
     return [code.copy(tensor(inputs[name])).cpu().numpy() for name in ("values", "flags")]
 
 
@@ -45,7 +45,7 @@ def shaped(random: np.random.Generator) -> dict[str, Any]:
     inputs=shaped,
     message="A tensor that is no vector comes back incomplete or in another shape.",
 )
-def shapes(code: Any, inputs: Any) -> list[np.ndarray]:
+def copy_shapes(code: Any, inputs: Any) -> list[np.ndarray]:
     return [code.copy(tensor(array), tile=64).cpu().numpy() for array in inputs["arrays"]]
 
 
@@ -59,7 +59,7 @@ def tiles_and_sizes(random: np.random.Generator) -> dict[str, Any]:
     inputs=tiles_and_sizes,
     message="With another tile than the default the copy is incomplete.",
 )
-def tiles(code: Any, inputs: Any) -> list[np.ndarray]:
+def copy_tiles(code: Any, inputs: Any) -> list[np.ndarray]:
     return [code.copy(tensor(inputs["values"]), tile).cpu().numpy() for tile in inputs["tiles"]]
 
 
@@ -74,7 +74,7 @@ def around_a_tile(random: np.random.Generator) -> dict[str, Any]:
     inputs=around_a_tile,
     message="A program writes where nothing was asked of it, or leaves out what was.",
 )
-def sizes(code: Any, inputs: Any) -> list[np.ndarray]:
+def copy_sizes(code: Any, inputs: Any) -> list[np.ndarray]:
     seen = []
     for size in inputs["sizes"]:
         source, target = tensor(inputs["values"]), tensor(np.full(400, -1, np.int8))
@@ -93,7 +93,7 @@ def one_vector(random: np.random.Generator) -> dict[str, Any]:
     inputs=one_vector,
     message="What happens to the copy happens to the source as well.",
 )
-def own_memory(code: Any, inputs: Any) -> np.ndarray:
+def copy_memory(code: Any, inputs: Any) -> np.ndarray:
     source = tensor(inputs["values"])
     code.copy(source).fill_(5)
     kept: np.ndarray = source.cpu().numpy()
@@ -110,7 +110,7 @@ def tensors_with_gaps(random: np.random.Generator) -> dict[str, Any]:
     inputs=tensors_with_gaps,
     message="A tensor whose elements do not follow each other is a ValueError, and no other is.",
 )
-def gaps(code: Any, inputs: Any) -> list[bool]:
+def copy_gaps(code: Any, inputs: Any) -> list[bool]:
     whole = tensor(inputs["values"])
     views = [whole.T, whole[:, :4], whole[0, ::2], whole[2:5], whole]
     return [refuses(partial(code.copy, view)) for view in views]

@@ -118,7 +118,7 @@ def loaded_steps(random: np.random.Generator) -> dict[str, Any]:
     message="The time is not that of the weights of this batch and of the K and V of every "
     "sequence, in their formats.",
 )
-def floors(code: Any, inputs: Any) -> list[float]:
+def floor_of_batches(code: Any, inputs: Any) -> list[float]:
     return [
         float(
             code.decode_floor_ms(

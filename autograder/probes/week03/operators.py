@@ -188,7 +188,7 @@ def heads_and_formats(random: np.random.Generator) -> dict[str, Any]:
     inputs=heads_and_formats,
     message="The head is charged in a format or for tokens that are not its own.",
 )
-def logits(code: Any, inputs: Any) -> list[Any]:
+def head_amounts(code: Any, inputs: Any) -> list[Any]:
     step = code.StepShape.of([(new, n, bool(kind)) for new, n, kind in inputs["requests"]])
     precision = code.Precision(**inputs["format"])
     return amounts(code.output_head(step, inputs["width"], inputs["vocabulary"], precision))

@@ -110,7 +110,7 @@ def different_tiles(random: np.random.Generator) -> dict[str, Any]:
     inputs=different_tiles,
     message="The depth of a tile is taken from another of its sides.",
 )
-def depths(code: Any, inputs: Any) -> list[Any]:
+def tile_depths(code: Any, inputs: Any) -> list[Any]:
     return [launch(code, inputs["deep"]), launch(code, inputs["flat"])]
 
 

@@ -173,7 +173,7 @@ def extreme_traffic(code: Any, inputs: Any) -> list[list[int]]:
     inputs=drawn_products,
     message="FLOP per byte is not that of all elements moved, in the format that is asked for.",
 )
-def intensities(code: Any, inputs: Any) -> list[float]:
+def intensity_formats(code: Any, inputs: Any) -> list[float]:
     return [
         float(code.tiled_intensity(*one, element_bytes))
         for one in inputs["products"]
