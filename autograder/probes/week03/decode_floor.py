@@ -94,7 +94,7 @@ def expert_model(random: np.random.Generator) -> dict[str, Any]:
     inputs=expert_model,
     message="Which experts are read, or what chooses them, is not counted as the batch requires.",
 )
-def expert_weights(code: Any, inputs: Any) -> list[float]:
+def weights_of_experts(code: Any, inputs: Any) -> list[float]:
     model, full = shape(inputs["model"]), precision(FULL)
     return [float(code.decode_weight_bytes(model, full, batch)) for batch in inputs["batches"]]
 
