@@ -9,7 +9,7 @@ from inferlab.analysis.operators import BF16, StepShape, operators
 from inferlab.analysis.roofline import (
     Ceilings,
     decode_floor_ms,
-    decode_weight_bytes,
+    weights_read_bytes,
     step_floor_ms,
 )
 from inferlab.analysis.tiled_traffic import tiled_intensity, tiled_traffic
@@ -107,7 +107,7 @@ def test_limits_of_an_a100():
 
 
 def test_a_decode_step_reads_all_weights_but_the_input_embedding():
-    read = decode_weight_bytes(LLAMA_8B, BF16, 1)
+    read = weights_read_bytes(LLAMA_8B, BF16, 1)
     assert round(2 * LLAMA_8B.num_parameters / 1e9, 2) == 16.06
     assert round(read / 1e9, 2) == 15.01
     assert round(decode_floor_ms(LLAMA_8B, BF16, 2039e9), 1) == 7.4
@@ -130,7 +130,7 @@ def test_elements_of_a_cube_with_and_without_tiles():
 def test_the_context_decides_whether_any_batch_reaches_the_ridge(context, passes):
     endless = operators(LLAMA_8B, StepShape.decode(10**9, 10**9 * context), BF16)
     read = [one for one in endless if one.name == "attention"]
-    weights = decode_weight_bytes(LLAMA_8B, BF16, 1)
+    weights = weights_read_bytes(LLAMA_8B, BF16, 1)
     # Activations are left out, as in the chapter's derivation.
     moved = weights + sum(one.bytes for one in read)
     intensity = sum(one.flop for one in endless) / moved

@@ -10,7 +10,7 @@ from inferlab.analysis.roofline import (
     Ceilings,
     classify,
     decode_floor_ms,
-    decode_weight_bytes,
+    weights_read_bytes,
     equal_traffic_context,
     kv_token_bytes,
     step_floor_ms,
@@ -32,7 +32,7 @@ def test_the_ridge_of_an_a100_is_153() -> None:
 
 
 def test_a_decode_step_of_llama_8b_reads_15_gb_in_7_4_ms() -> None:
-    read = decode_weight_bytes(LLAMA_8B, BF16, 1)
+    read = weights_read_bytes(LLAMA_8B, BF16, 1)
     assert read == 2 * LLAMA_8B.num_active_parameters == 15_009_316_864
     assert 2 * LLAMA_8B.num_parameters == 16_060_522_496, "the embedding is a gather"
     assert decode_floor_ms(LLAMA_8B, BF16, A100.bytes_per_s) == pytest.approx(7.361, abs=1e-3)
@@ -64,9 +64,9 @@ def test_the_floor_counts_what_the_operators_read(name: str, batch: int, context
 
 
 def test_an_expert_that_nobody_chose_is_not_read() -> None:
-    alone = decode_weight_bytes(MIXTRAL, BF16, 1)
+    alone = weights_read_bytes(MIXTRAL, BF16, 1)
     assert alone == pytest.approx(2 * MIXTRAL.num_active_parameters)
-    everything = decode_weight_bytes(MIXTRAL, BF16, 10_000)
+    everything = weights_read_bytes(MIXTRAL, BF16, 10_000)
     assert everything == pytest.approx(
         2 * (MIXTRAL.num_parameters - MIXTRAL.embedding_weights), rel=1e-4
     )
@@ -74,8 +74,8 @@ def test_an_expert_that_nobody_chose_is_not_read() -> None:
 
 def test_fewer_bits_leave_the_head_as_it_is() -> None:
     head = 2 * LLAMA_8B.embedding_weights
-    full = decode_weight_bytes(LLAMA_8B, BF16, 1)
-    assert decode_weight_bytes(LLAMA_8B, Precision(weight=0.5), 1) == (full - head) / 4 + head
+    full = weights_read_bytes(LLAMA_8B, BF16, 1)
+    assert weights_read_bytes(LLAMA_8B, Precision(weight=0.5), 1) == (full - head) / 4 + head
 
 
 @given(st.sampled_from(sorted(SHAPES)), st.integers(1, 300))

@@ -49,7 +49,7 @@ def utilisation(flop: float, num_bytes: float, seconds: float, ceilings: Ceiling
     )
 
 
-def decode_weight_bytes(model: ModelShape, precision: Precision, batch: int) -> float:
+def weights_read_bytes(model: ModelShape, precision: Precision, batch: int) -> float:
     """Bytes of weights that a decode step of `batch` sequences reads, whatever their contexts.
 
     Every layer's, and of a layer with several experts those that the batch chooses, on average;
@@ -88,7 +88,7 @@ def decode_floor_ms(
             f"A step of {batch} sequences at {bytes_per_s} bytes/s has no time; expected at least "
             "one sequence and a bandwidth above 0."
         )
-    weights = decode_weight_bytes(model, precision, batch)
+    weights = weights_read_bytes(model, precision, batch)
     caches = batch * context * kv_token_bytes(model, precision)
     return 1000 * (weights + caches) / bytes_per_s
 
@@ -96,7 +96,7 @@ def decode_floor_ms(
 def equal_traffic_context(model: ModelShape, precision: Precision, batch: int) -> float:
     """Tokens of context a sequence at which a step reads as many bytes of K and V as of weights."""
     cache_bytes = batch * kv_token_bytes(model, precision)
-    return decode_weight_bytes(model, precision, batch) / cache_bytes
+    return weights_read_bytes(model, precision, batch) / cache_bytes
 
 
 def classify(found: Iterable[Operator], ceilings: Ceilings) -> dict[str, str]:

@@ -31,7 +31,7 @@ def whole_numbers(random: np.random.Generator) -> dict[str, Any]:
     message="On its way an element is turned into one of another format.",
 )
 def copy_formats(code: Any, inputs: Any) -> list[np.ndarray]:
-    return [code.copy(tensor(inputs[name])).cpu().numpy() for name in ("values", "flags")]
+    return [code.copy_tensor(tensor(inputs[name])).cpu().numpy() for name in ("values", "flags")]
 
 
 def shaped(random: np.random.Generator) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def shaped(random: np.random.Generator) -> dict[str, Any]:
     message="A tensor that is no vector comes back incomplete or in another shape.",
 )
 def copy_shapes(code: Any, inputs: Any) -> list[np.ndarray]:
-    return [code.copy(tensor(array), tile=64).cpu().numpy() for array in inputs["arrays"]]
+    return [code.copy_tensor(tensor(array), tile=64).cpu().numpy() for array in inputs["arrays"]]
 
 
 def tiles_and_sizes(random: np.random.Generator) -> dict[str, Any]:
@@ -60,7 +60,9 @@ def tiles_and_sizes(random: np.random.Generator) -> dict[str, Any]:
     message="With another tile than the default the copy is incomplete.",
 )
 def copy_tiles(code: Any, inputs: Any) -> list[np.ndarray]:
-    return [code.copy(tensor(inputs["values"]), tile).cpu().numpy() for tile in inputs["tiles"]]
+    return [
+        code.copy_tensor(tensor(inputs["values"]), tile).cpu().numpy() for tile in inputs["tiles"]
+    ]
 
 
 def around_a_tile(random: np.random.Generator) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def one_vector(random: np.random.Generator) -> dict[str, Any]:
 )
 def copy_memory(code: Any, inputs: Any) -> np.ndarray:
     source = tensor(inputs["values"])
-    code.copy(source).fill_(5)
+    code.copy_tensor(source).fill_(5)
     kept: np.ndarray = source.cpu().numpy()
     return kept
 
@@ -113,4 +115,4 @@ def tensors_with_gaps(random: np.random.Generator) -> dict[str, Any]:
 def copy_gaps(code: Any, inputs: Any) -> list[bool]:
     whole = tensor(inputs["values"])
     views = [whole.T, whole[:, :4], whole[0, ::2], whole[2:5], whole]
-    return [refuses(partial(code.copy, view)) for view in views]
+    return [refuses(partial(code.copy_tensor, view)) for view in views]

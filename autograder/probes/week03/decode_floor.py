@@ -55,7 +55,7 @@ def dense(random: np.random.Generator) -> dict[str, Any]:
 )
 def tied_weights(code: Any, inputs: Any) -> list[float]:
     model, full = shape(inputs["model"]), precision(FULL)
-    return [float(code.decode_weight_bytes(model, full, batch)) for batch in inputs["batches"]]
+    return [float(code.weights_read_bytes(model, full, batch)) for batch in inputs["batches"]]
 
 
 def quantised(random: np.random.Generator) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def quantised(random: np.random.Generator) -> dict[str, Any]:
 )
 def quantised_weights(code: Any, inputs: Any) -> list[float]:
     model = shape(inputs["model"])
-    return [float(code.decode_weight_bytes(model, precision(one), 3)) for one in inputs["formats"]]
+    return [float(code.weights_read_bytes(model, precision(one), 3)) for one in inputs["formats"]]
 
 
 def expert_model(random: np.random.Generator) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def expert_model(random: np.random.Generator) -> dict[str, Any]:
 )
 def weights_of_experts(code: Any, inputs: Any) -> list[float]:
     model, full = shape(inputs["model"]), precision(FULL)
-    return [float(code.decode_weight_bytes(model, full, batch)) for batch in inputs["batches"]]
+    return [float(code.weights_read_bytes(model, full, batch)) for batch in inputs["batches"]]
 
 
 def loaded_steps(random: np.random.Generator) -> dict[str, Any]:
