@@ -9,8 +9,8 @@ from inferlab.analysis.operators import BF16, StepShape, operators
 from inferlab.analysis.roofline import (
     Ceilings,
     decode_floor_ms,
-    weights_read_bytes,
     step_floor_ms,
+    weights_read_bytes,
 )
 from inferlab.analysis.tiled_traffic import tiled_intensity, tiled_traffic
 from inferlab.engine import KVCacheManager, Request, SamplingParams, Scheduler

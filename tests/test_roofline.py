@@ -10,11 +10,11 @@ from inferlab.analysis.roofline import (
     Ceilings,
     classify,
     decode_floor_ms,
-    weights_read_bytes,
     equal_traffic_context,
     kv_token_bytes,
     step_floor_ms,
     utilisation,
+    weights_read_bytes,
 )
 from inferlab.sim.devices import DEVICES
 from inferlab.sim.shapes import SHAPES
