@@ -8,8 +8,47 @@ from collections.abc import Callable
 from typing import Any
 
 from inferlab import golden, models
+from inferlab.analysis.model_shape import ModelShape
+from inferlab.analysis.operators import Precision, operators
 from inferlab.engine import LLM, SamplingParams, SchedulerOutput
+from inferlab.lab.counted_engine import CountedEngine
 from inferlab.models import corpus
+
+FLOAT32 = Precision(4.0, 4.0, 4.0, "fp32")
+
+
+def week03() -> dict[str, Any]:
+    """Six prompts, their greedy tokens, and what tiled products load for them.
+
+    The prompts run together and one after another: the same tokens and the same arithmetic, but
+    the weights are loaded once a step however many sequences it serves.
+    """
+    checkpoint = models.path("tiny-chat")
+    tokenizer = LLM(checkpoint).tokenizer
+    examples = [corpus.held_out_examples(task, 2)[i] for task in corpus.TASKS for i in (0, 1)][:6]
+    prompts = [
+        tokenizer.encode(f"<|bos|><|user|>{example.prompt}<|end|><|assistant|>").ids
+        for example in examples
+    ]
+    params = SamplingParams(max_tokens=16, temperature=0, ignore_eos=True)
+    shape = ModelShape.from_config(json.loads((checkpoint / "config.json").read_text()))
+    counts: dict[str, dict[str, int]] = {}
+    tokens: list[list[int]] = []
+    for name, groups in (("together", [prompts]), ("one_by_one", [[one] for one in prompts])):
+        engine = CountedEngine(checkpoint)
+        tokens = [tokens for group in groups for tokens in engine.generate(group, params)]
+        found = [one for step in engine.steps for one in operators(shape, step, FLOAT32)]
+        counts[name] = engine.counts() | {
+            "flop": int(sum(one.flop for one in found)),
+            "bytes": int(sum(one.bytes for one in found)),
+        }
+    return {
+        "weights_sha256": models.weights_hash("tiny-chat"),
+        "max_tokens": params.max_tokens,
+        "prompts": prompts,
+        "tokens": tokens,
+        "counts": counts,
+    }
 
 
 def week04() -> dict[str, Any]:
@@ -48,7 +87,7 @@ def week04() -> dict[str, Any]:
     }
 
 
-WEEKS: dict[str, Callable[[], dict[str, Any]]] = {"week04": week04}
+WEEKS: dict[str, Callable[[], dict[str, Any]]] = {"week03": week03, "week04": week04}
 
 if __name__ == "__main__":
     for week, generate in WEEKS.items():

@@ -5,7 +5,19 @@ from math import ceil
 import numpy as np
 import pytest
 
+from inferlab.analysis.operators import BF16, StepShape, operators
+from inferlab.analysis.roofline import (
+    Ceilings,
+    decode_floor_ms,
+    step_floor_ms,
+    weights_read_bytes,
+)
+from inferlab.analysis.tiled_traffic import tiled_intensity, tiled_traffic
 from inferlab.engine import KVCacheManager, Request, SamplingParams, Scheduler
+from inferlab.sim.devices import DEVICES
+from inferlab.sim.shapes import SHAPES
+
+LLAMA_8B = SHAPES["Llama-3.1-8B"]
 
 
 def run_alone(prompt_token_ids, max_tokens, num_blocks, block_size):
@@ -86,3 +98,45 @@ def test_python_hash_collides_by_construction():
 def test_half_precision_resolves_far_finer_than_the_published_difference():
     largest_step = float(np.spacing(np.float16(0.0999)))
     assert 100 * largest_step / 2 < 0.0076
+
+
+def test_limits_of_an_a100():
+    a100 = DEVICES["A100-80GB SXM"]
+    assert round(a100.ridge()) == 153
+    assert a100.peak("fp32") == 19.5e12 == 156e12 / 8
+
+
+def test_a_decode_step_reads_all_weights_but_the_input_embedding():
+    read = weights_read_bytes(LLAMA_8B, BF16, 1)
+    assert round(2 * LLAMA_8B.num_parameters / 1e9, 2) == 16.06
+    assert round(read / 1e9, 2) == 15.01
+    assert round(decode_floor_ms(LLAMA_8B, BF16, 2039e9), 1) == 7.4
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k", "expected"),
+    [(2048, 4096, 4096, 1024), (2048, 28672, 4096, 1303), (1024, 1024, 1024, 341)],
+)
+def test_intensity_of_products_in_half_precision(m, n, k, expected):
+    assert round(tiled_intensity(m, n, k, m, n, 2)) == expected
+
+
+def test_elements_of_a_cube_with_and_without_tiles():
+    assert tiled_traffic(1024, 1024, 1024, 1, 1).loaded == 2 * 2**30
+    assert tiled_traffic(1024, 1024, 1024, 128, 128).loaded == 16 * 2**20
+
+
+@pytest.mark.parametrize(("context", "passes"), [(1, True), (700, True), (800, False)])
+def test_the_context_decides_whether_any_batch_reaches_the_ridge(context, passes):
+    endless = operators(LLAMA_8B, StepShape.decode(10**9, 10**9 * context), BF16)
+    read = [one for one in endless if one.name == "attention"]
+    weights = weights_read_bytes(LLAMA_8B, BF16, 1)
+    # Activations are left out, as in the chapter's derivation.
+    moved = weights + sum(one.bytes for one in read)
+    intensity = sum(one.flop for one in endless) / moved
+    assert (intensity > DEVICES["A100-80GB SXM"].ridge()) == passes
+
+
+def test_the_floor_of_a_prompt_of_4096_tokens():
+    prompt = operators(LLAMA_8B, StepShape.of([(4096, 4096, True)]), BF16)
+    assert 210 < step_floor_ms(prompt, Ceilings(312e12, 2039e9)) < 220

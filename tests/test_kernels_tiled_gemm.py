@@ -106,11 +106,44 @@ def test_the_copy_is_exact_and_stays_inside(size: int, dtype: str) -> None:
     import torch
 
     from inferlab import kernels
-    from inferlab.kernels.tiled_gemm import copy, copy_kernel
+    from inferlab.kernels.tiled_gemm import copy_kernel, copy_tensor
 
     values = torch.arange(3000, device=kernels.DEVICE).remainder(100).to(getattr(torch, dtype))
-    assert torch.equal(copy(values[:size]), values[:size])
+    assert torch.equal(copy_tensor(values[:size]), values[:size])
     target = torch.full_like(values, 77)
     copy_kernel[(-(-size // 1024),)](values, target, size, TILE=1024)
     assert torch.equal(target[:size], values[:size])
     assert (target[size:] == 77).all()
+
+
+def test_a_tensor_with_gaps_is_not_copied() -> None:
+    import torch
+
+    from inferlab.kernels.tiled_gemm import copy_tensor
+
+    with pytest.raises(ValueError, match="not contiguous"):
+        copy_tensor(torch.ones(4, 6).T)
+    whole = torch.arange(12.0).reshape(3, 4)
+    assert torch.equal(copy_tensor(whole, tile=4), whole), "all of a matrix, not its first row"
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(100, 90, 70), (16, 16, 16), (1, 33, 20)])
+def test_the_kernels_move_what_the_formula_counts(m: int, n: int, k: int) -> None:
+    import torch
+
+    from inferlab.analysis.tiled_traffic import tiled_traffic
+    from inferlab.kernels import INTERPRETED
+    from inferlab.kernels.counted_traffic import counted_traffic
+    from inferlab.kernels.tiled_gemm import copy_tensor, tiled_gemm
+
+    if not INTERPRETED:
+        pytest.skip("only the interpreter sees single elements")
+    left, right = torch.ones(m, k), torch.ones(k, n)
+    with counted_traffic() as found:
+        tiled_gemm(left, right, tile_m=32, tile_n=16, tile_k=16)
+    assert (found.loaded, found.stored) == tiled_traffic(m, n, k, 32, 16)
+    with counted_traffic() as found:
+        copy_tensor(left, tile=64)
+    assert found.loaded == found.stored == m * k
+    copy_tensor(left)
+    assert found.loaded == m * k, "counting has ended with its block"

@@ -122,43 +122,62 @@ def operators(
     heads = model.num_heads // num_gpus
     kv_heads = max(1, model.num_kv_heads // num_gpus)  # fewer than GPUs: each has a copy of one
     qkv = (heads + 2 * kv_heads) * head
-    activation = precision.activation
     return [
-        _product("qkv projection", step.tokens, width, qkv, layers, precision),
-        Operator(
-            "attention",
-            layers * 4 * heads * head * step.pairs,
-            layers
-            * head
-            * (
-                step.tokens * heads * activation
-                + 2 * step.prefill_context * kv_heads * activation
-                + 2 * step.decode_context * kv_heads * precision.kv
-            ),
-            layers * 2 * step.tokens * kv_heads * head * precision.kv,
-        ),
-        _product("output projection", step.tokens, heads * head, width, layers, precision),
+        matrix_product("qkv projection", step.tokens, width, qkv, layers, precision),
+        attention(step, layers, heads, kv_heads, head, precision),
+        matrix_product("output projection", step.tokens, heads * head, width, layers, precision),
         *_feed_forward(model, step.tokens, experts, model.intermediate_size // num_gpus, precision),
-        Operator(
-            "head",
-            2 * step.sampled * width * (model.vocab_size // num_gpus),
-            # Formats of fewer bits leave the head as it is.
-            activation * width * (step.sampled + model.vocab_size // num_gpus),
-            step.sampled * (model.vocab_size // num_gpus) * activation,
-        ),
+        output_head(step, width, model.vocab_size // num_gpus, precision),
     ]
 
 
-def _product(
+def matrix_product(
     name: str, rows: Amount, inner: int, outer: int, layers: int, precision: Precision
 ) -> Operator:
-    """A matrix of weights `[inner, outer]` times `rows` rows, once in each layer."""
+    """A matrix of weights `[inner, outer]` times `rows` rows, once in each of `layers` layers.
+
+    Rows are read and the product is written as activations, each once; the weights are read once
+    however many rows there are. Source: `qkv_proj` and `out_proj` of vLLM's `AttentionMetrics`.
+    """
+    flop = 2 * rows * inner * outer
+    read = rows * inner * precision.activation + inner * outer * precision.weight
+    written = rows * outer * precision.activation
+    return Operator(name, layers * flop, layers * read, layers * written)
+
+
+def attention(
+    step: StepShape, layers: int, heads: int, kv_heads: int, head_dim: int, precision: Precision
+) -> Operator:
+    """Scores and their sum with the values, once in each of `layers` layers.
+
+    The queries are read as activations; K and V of every context as the cache keeps them, but those
+    of a prompt that is computed in this step as activations. Written are the K and V of the step's
+    tokens. What attention returns is charged where the output projection reads it.
+
+    Args:
+        heads: query heads, each of which computes; `kv_heads` of them are read and written.
+        head_dim: elements of a head.
+    """
+    query = step.tokens * heads * head_dim * precision.activation
+    keys_and_values = 2 * kv_heads * head_dim
+    of_prompts = step.prefill_context * keys_and_values * precision.activation
+    of_decodes = step.decode_context * keys_and_values * precision.kv
+    new = step.tokens * keys_and_values * precision.kv
+    flop = 4 * heads * head_dim * step.pairs
     return Operator(
-        name,
-        layers * 2 * rows * inner * outer,
-        layers * (rows * inner * precision.activation + inner * outer * precision.weight),
-        layers * rows * outer * precision.activation,
+        "attention", layers * flop, layers * (query + of_prompts + of_decodes), layers * new
     )
+
+
+def output_head(step: StepShape, width: int, vocab_size: int, precision: Precision) -> Operator:
+    """Logits of the tokens that are sampled from: `[width, vocab_size]` times their rows.
+
+    The weights have the activations' format: formats of fewer bits leave the head as it is.
+    """
+    flop = 2 * step.sampled * width * vocab_size
+    read = (step.sampled + vocab_size) * width * precision.activation
+    written = step.sampled * vocab_size * precision.activation
+    return Operator("head", flop, read, written)
 
 
 def _feed_forward(

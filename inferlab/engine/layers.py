@@ -26,7 +26,6 @@ class DenseLinear:
     weight: np.ndarray  # [input, output]: a view of the checkpoint's [output, input]
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        # Transposed: with few tokens, OpenBLAS takes a third less time than for `x @ weight`.
         # Transposed: with few tokens, OpenBLAS takes a third less time for it than for x @ weight.
         product: np.ndarray = (self.weight.T @ x.T).T
         return product

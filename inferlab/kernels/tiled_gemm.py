@@ -84,13 +84,22 @@ def tiled_gemm(
 
 @triton.jit
 def copy_kernel(source, target, size, TILE: tl.constexpr):
-    """Copy `size` elements: program i owns one tile."""
+    """Copy `size` elements: program i owns one tile of `TILE`, a power of two."""
     places = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    tl.store(target + places, tl.load(source + places, mask=places < size), mask=places < size)
+    inside = places < size
+    values = tl.load(source + places, mask=inside)
+    tl.store(target + places, values, mask=inside)
 
 
-def copy(source: torch.Tensor, tile: int = 1024) -> torch.Tensor:
-    """A copy of a contiguous tensor, for the bandwidth it reaches: 2 bytes moved per byte held."""
+def copy_tensor(source: torch.Tensor, tile: int = 1024) -> torch.Tensor:
+    """A copy of a contiguous tensor, for the bandwidth it reaches: 2 bytes moved per byte held.
+
+    Raises:
+        ValueError: if the tensor is not contiguous.
+    """
+    if not source.is_contiguous():
+        raise ValueError("The tensor is not contiguous; call .contiguous() on it first.")
     target = torch.empty_like(source)
-    copy_kernel[(triton.cdiv(source.numel(), tile),)](source, target, source.numel(), TILE=tile)
+    grid = (triton.cdiv(source.numel(), tile),)
+    copy_kernel[grid](source, target, source.numel(), TILE=tile)
     return target

@@ -43,12 +43,12 @@ def bandwidth(repeats: int) -> list[Measurement]:
     """A copy of 1 GiB, which is read and written."""
     import torch
 
-    from inferlab.kernels.tiled_gemm import copy
+    from inferlab.kernels.tiled_gemm import copy_tensor
 
     source = torch.zeros(2**29, dtype=torch.float16, device="cuda")
     target = torch.empty_like(source)
     calls = {
-        "copy kernel, 1 GiB": partial(copy, source, tile=4096),
+        "copy kernel, 1 GiB": partial(copy_tensor, source, tile=4096),
         "torch copy_, 1 GiB (ceiling)": partial(target.copy_, source),
     }
     return compare(repeats, "GB/s", 2 * source.nbytes / 1e9, calls)

@@ -1,0 +1,275 @@
+"""Week 3 as a reader meets it: cells that run again, and prose that is true of the record."""
+
+import ast
+import builtins
+import json
+import symtable
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from autograder.rubric import load_rubrics
+from inferlab import lab
+from inferlab.analysis.operators import BF16, StepShape, operators
+from inferlab.analysis.roofline import (
+    Ceilings,
+    classify,
+    decode_floor_ms,
+    step_floor_ms,
+    utilisation,
+)
+from inferlab.lab import engines
+from inferlab.lab.paths import ROOT
+from inferlab.publish import read_page
+from inferlab.publish.answers import ANSWER
+from inferlab.publish.editions import exercises
+from inferlab.publish.page import Cell
+from inferlab.sim.shapes import SHAPES
+
+PATH = Path("notebooks/week03-roofline.md")
+PAGE = read_page(ROOT, PATH)
+CODE = [cell for cell in PAGE.cells if cell.kind == "code"]
+EXERCISES = exercises(PAGE)
+LLAMA_8B = SHAPES["Llama-3.1-8B"]
+A100, L40S = Ceilings(312e12, 2039e9), Ceilings(362.05e12, 864e9)
+ARMS = ["a layer of the model", "weights beyond a core's cache"]
+
+
+def tags(cell: Cell) -> set[str]:
+    return set(cell.metadata.get("tags", []))
+
+
+def test_the_exercises_are_worth_40_points() -> None:
+    points = {name: exercise.points for name, (_, exercise) in EXERCISES.items()}
+    assert points == {
+        "week03-operators": 10,
+        "week03-decode-floor": 8,
+        "week03-tiled-traffic": 8,
+        "week03-copy-kernel": 4,
+        "week03-tiled-kernel": 10,
+    }
+
+
+def test_each_visible_test_ends_by_installing_what_the_reader_wrote() -> None:
+    tests = [cell for cell in CODE if "test" in tags(cell)]
+    assert len(tests) == len(EXERCISES) == 5
+    for cell, (name, (_, exercise)) in zip(tests, EXERCISES.items(), strict=True):
+        assert cell.source.startswith(f"# test: {name}\n")
+        last = ast.parse(cell.source).body[-1]
+        assert isinstance(last, ast.Expr)
+        assert isinstance(last.value, ast.Call)
+        assert ast.unparse(last.value.func) == "install"
+        assert {ast.unparse(argument) for argument in last.value.args} == exercise.owners
+
+
+def names(source: str) -> tuple[set[str], set[str], set[str]]:
+    """Names that a cell assigns, those it imports, and those it needs from other cells."""
+    assigned, imported, read = set(), set(), set()
+    tables = [symtable.symtable(source, "cell", "exec")]
+    for table in tables:
+        tables += table.get_children()
+        for symbol in table.get_symbols():
+            if table.get_type() == "module":
+                assigned |= {symbol.get_name()} if symbol.is_assigned() else set()
+                imported |= {symbol.get_name()} if symbol.is_imported() else set()
+            if symbol.is_referenced() and symbol.is_global():
+                read.add(symbol.get_name())
+    return assigned - imported, imported, read - assigned - imported - set(dir(builtins))
+
+
+def test_a_name_that_another_cell_needs_is_assigned_in_one_cell_only() -> None:
+    """Otherwise running a cell again, or an exercise late, gives a later cell another's value."""
+    found = [names(cell.source) for cell in CODE]
+    needed = {name for _, _, read in found for name in read}
+    assert {"A100", "engine_run", "llama", "half", "peak_rate", "operators"} <= needed
+    assigned = [name for here, _, _ in found for name in here]
+    assert {name for name in needed if assigned.count(name) > 1} == set()
+
+
+def stub_out_the_exercises(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unwritten(*arguments: Any, **options: Any) -> None:
+        raise NotImplementedError
+
+    for _, exercise in EXERCISES.values():
+        for home, members in exercise.homes.items():
+            for member in members:
+                monkeypatch.setattr(import_module(home), member, unwritten)
+
+
+def test_a_reader_who_has_written_nothing_gets_through_the_theory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("INFERLAB_CONTEXT", "book")
+    monkeypatch.setattr("inferlab.lab.machine.seconds_per_call", lambda call: [1e-3])
+    stub_out_the_exercises(monkeypatch)
+    cells = iter(CODE)
+    namespace: dict[str, Any] = {}
+    for cell in cells:
+        exec(cell.source, namespace)
+        if "exercise" in tags(cell):
+            break
+    assert "HTML object" in capsys.readouterr().out, "figures were shown"
+    with pytest.raises(NotImplementedError):
+        exec(next(cells).source, namespace)
+
+
+# What captions and prose say of the recorded experiments.
+
+
+def test_output_grows_far_faster_than_the_time_of_a_token() -> None:
+    rows = lab.load("week03/engine-on-the-roofline").where()
+    assert [row["max_concurrency"] for row in rows] == [1, 4, 16, 64]
+    output = [row["output_tokens_per_s"] for row in rows]
+    waiting = [row["tpot_mean_ms"] for row in rows]
+    assert output == sorted(output)
+    assert waiting == sorted(waiting)
+    assert 13 < output[-1] / output[0] < 15
+    assert 3.5 < waiting[-1] / waiting[0] < 4.5, "about four times as long"
+
+
+def test_bandwidth_falls_to_less_than_a_third_between_2_and_32_mb() -> None:
+    copies = lab.load("week03/copy-bandwidth")
+    by_size = dict(zip(copies.column("megabytes"), copies.column("copy_gb_per_s"), strict=True))
+    assert max(by_size[32], by_size[256]) < by_size[2] / 3
+    assert by_size[32] < by_size[256], "which the page says is not explained"
+
+
+def test_the_ridge_is_a_bend() -> None:
+    copies, products = lab.load("week03/copy-bandwidth"), lab.load("week03/matmul-rate")
+    memory = max(copies.repeats("copy_best_gb_per_s", megabytes=256))
+    peak = max(
+        max(products.repeats("matmul_best_gflop_per_s", arm=arm, m=m))
+        for arm in ARMS
+        for m in (1, 16, 64, 256, 1024)
+    )
+    for arm in ARMS:
+        share = {row["m"]: row["matmul_gflop_per_s"] / peak for row in products.where(arm=arm)}
+        (sixteen,) = products.where(arm=arm, m=16)
+        assert 1.9 < sixteen["matmul_flop_per_byte"] / (peak / memory) < 2.2, "twice the ridge"
+        assert share[16] < 2 / 3, "a third or more is lacking"
+        assert share[1024] < share[256], "more rows buy no rate"
+        (one,) = products.where(arm=arm, m=1)
+        assert one["matmul_gflop_per_s"] / one["matmul_flop_per_byte"] > memory, "from a cache"
+
+
+def test_the_engine_is_at_a_thirtieth_to_a_quarter_of_the_roof() -> None:
+    copies, products = lab.load("week03/copy-bandwidth"), lab.load("week03/matmul-rate")
+    cache = max(copies.repeats("copy_best_gb_per_s", megabytes=2))
+    peak = max(
+        max(products.repeats("matmul_best_gflop_per_s", arm=arm, m=m))
+        for arm in ARMS
+        for m in (1, 16, 64, 256, 1024)
+    )
+    roof = Ceilings(peak, cache)
+    rows = lab.load("week03/engine-on-the-roofline").where()
+    shares = [
+        row["estimated_gflop_per_s"] / roof.attainable(row["estimated_flop_per_byte"])
+        for row in rows
+    ]
+    assert shares == sorted(shares)
+    assert 1 / 36 < shares[0] < 1 / 28
+    assert 1 / 4.2 < shares[-1] < 1 / 3.6
+
+
+# The instructor's answers.
+
+LINES = {
+    ("v1/metrics/perf.py", 133): "self.prefill_token_context_product += num_tokens * context_len",
+    ("v1/metrics/perf.py", 603): "attn_qk += 2 * q * TC_full * d * L_full",
+    ("v1/metrics/perf.py", 661): "* self.activation_byte_size",
+    ("v1/metrics/perf.py", 671): "* self.cache_byte_size",
+    ("v1/metrics/perf.py", 1290): "num_activated_experts = min(num_activated_tokens, num_experts)",
+    ("model_executor/determinism/batch_invariant.py", 39): "def _compute_pid(",
+    ("model_executor/determinism/batch_invariant.py", 44): "pid_n = (tile_id % num_pid_in_group)",
+}
+
+
+def text_of(name: str) -> str:
+    """A model answer on one line."""
+    return " ".join(load_rubrics("week03")[name].model_answer.split())
+
+
+def test_every_answer_cell_has_its_rubric_and_together_they_are_worth_60() -> None:
+    rubrics = load_rubrics("week03")
+    assert sorted(ANSWER.findall((ROOT / PATH).read_text())) == sorted(rubrics)
+    assert sum(found.points for found in rubrics.values()) == 60
+
+
+@pytest.mark.parametrize(("place", "holds"), LINES.items(), ids=str)
+def test_the_lines_that_model_answers_name(place: tuple[str, int], holds: str) -> None:
+    file, line = place
+    packages = (engines.environment_folder() / "lib").glob("python3*/site-packages")
+    found = [folder / "vllm" / file for folder in packages if (folder / "vllm" / file).exists()]
+    if not found:
+        pytest.skip("needs the engines")
+    assert holds in found[0].read_text().splitlines()[line - 1]
+
+
+def test_the_model_answer_on_chunks() -> None:
+    """n² in one chunk, n²(k + 1) / 2k in k chunks."""
+    for k in (2, 4, 8):
+        n = 64 * k
+        chunks = StepShape.of([(64, 64 * (i + 1), True) for i in range(k)])
+        assert chunks.pairs == n * n * (k + 1) / (2 * k)
+    assert 1536 * 2 * 32 * 8 * 128 == 100_663_296
+    assert 2048 * 131_072 == 268_435_456
+
+
+def test_the_model_answer_on_the_group() -> None:
+    for group, panels in ((1, 65), (8, 16)):
+        places = {(i % group, i // group) for i in range(64)}
+        assert len({row for row, _ in places}) + len({column for _, column in places}) == panels
+
+
+def test_the_model_answer_on_the_server_at_its_limit() -> None:
+    found = operators(LLAMA_8B, StepShape.decode(16, 16_000), BF16)
+    step = 16 / 1500
+    floor = decode_floor_ms(LLAMA_8B, BF16, 2039e9, 16, 1000)
+    share = utilisation(sum(one.flop for one in found), 0, step, A100)
+    assert (round(1000 * step, 1), round(floor, 2)) == (10.7, 8.39)
+    assert (round(100 * share.mfu, 1), round(floor / step / 10)) == (7.5, 79)
+    assert round(16 / floor * 1000) == 1907
+    wider = decode_floor_ms(LLAMA_8B, BF16, 2039e9, 64, 1000)
+    assert (round(wider, 1), round(64 / wider * 1000)) == (11.5, 5577)
+    assert set(classify(found, A100).values()) == {"memory"}
+    for figure in ("8.39 ms", "MBU 79 %", "MFU 7.5 %", "1,907", "11.5 ms", "5,577"):
+        assert figure in text_of("week03-analysis-1")
+
+
+def test_the_model_answer_on_what_holds_the_engine_back() -> None:
+    document = json.loads((ROOT / "results/cpu/week03/engine-on-the-roofline.json").read_text())
+    steps, tokens, flop, moved = [], [], [], []
+    for point in document["points"]:
+        runs = [repeat["metrics"] for repeat in point["repeats"]]
+        steps.append(median(1000 * run["duration_s"] / run["engine_steps"] for run in runs))
+        tokens.append(median(run["tokens_per_step_mean"] for run in runs))
+        flop.append(median(run["estimated_flop"] / run["engine_steps"] for run in runs))
+        moved.append(
+            median(
+                (run["estimated_read_bytes"] + run["estimated_written_bytes"]) / run["engine_steps"]
+                for run in runs
+            )
+        )
+    assert [round(step, 1) for step in steps] == [5.2, 6.7, 8.5, 21.7]
+    assert [round(one, 1) for one in tokens] == [1.5, 5.9, 23.3, 86.8]
+    assert round(moved[0] / 1e6, 1) == 13.9
+    assert round(flop[-1] / 1e6) == 578
+    slope = (steps[-1] - steps[0]) / (tokens[-1] - tokens[0])
+    assert slope == pytest.approx(0.19, abs=0.015)
+    assert "5.2, 6.7, 8.5 and 21.7 ms" in text_of("week03-analysis-2")
+
+
+def test_the_model_answer_on_two_gpus() -> None:
+    prompt = operators(LLAMA_8B, StepShape.of([(4000, 4000, True)]), BF16)
+    assert [round(step_floor_ms(prompt, one)) for one in (A100, L40S)] == [212, 191]
+    floors = [decode_floor_ms(LLAMA_8B, BF16, one.bytes_per_s, 32, 2000) for one in (A100, L40S)]
+    assert [round(one, 1) for one in floors] == [11.5, 27.1]
+    assert round(floors[1] / floors[0], 2) == 2.36
+    assert (round(A100.ridge), round(L40S.ridge)) == (153, 419)
+    decode = operators(LLAMA_8B, StepShape.decode(32, 64_000), BF16)
+    assert (
+        set(classify(decode, L40S).values()) == set(classify(decode, A100).values()) == {"memory"}
+    )
