@@ -25,8 +25,9 @@ def idle_gaps(spans: Sequence[Span], start_ns: int, end_ns: int) -> list[Gap]:
 
     Spans may overlap, as kernels on two streams do, nest, touch, come in any order, and reach out
     of the window. What is covered by one of them is no gap, whatever the others do. Of several
-    spans that end together where a gap starts, or start together where it ends, the first of
-    `spans` is named; a span of no length covers nothing and is ignored.
+    spans that end together where a gap starts, or start together where it ends, the one that began
+    first is named, and of those the first of `spans`; a span of no length covers nothing and is
+    ignored.
 
     Raises:
         ValueError: if the window is empty.

@@ -37,6 +37,25 @@ def nanoseconds(microseconds: float | str) -> int:
     return round(1000 * float(microseconds))
 
 
+def make_span(begin: Event, end: Event) -> Span:
+    """The span of a pair of events, or of a complete event that is given as both.
+
+    Raises:
+        ValueError: if it ends before it starts.
+    """
+    start = nanoseconds(begin["ts"])
+    stop = start + nanoseconds(end["dur"]) if end["ph"] == "X" else nanoseconds(end["ts"])
+    if stop < start:
+        raise ValueError(f"The span {begin['name']!r} ends {start - stop} ns before it starts.")
+    thread = (begin.get("pid"), begin.get("tid"))
+    return Span(begin["name"], start, stop, thread, begin.get("cat", ""))
+
+
+def begins_in(span: Span | None, outer: Span) -> bool:
+    """Whether `span` begins while `outer` is open, on its thread; None begins in nothing."""
+    return span is not None and span.thread == outer.thread and span.start_ns < outer.end_ns
+
+
 def read_spans(trace: Mapping[str, Any] | Sequence[Event]) -> list[Span]:
     """The spans of a trace, thread by thread, each after the one around it.
 
@@ -64,12 +83,8 @@ def read_spans(trace: Mapping[str, Any] | Sequence[Event]) -> list[Span]:
         if kind == "E" and not begun.get(thread):
             raise ValueError(f"The thread {thread} ends a span that it has not begun: {event}.")
         first, begin = (place, event) if kind == "X" else begun[thread].pop()
-        start = nanoseconds(begin["ts"])
-        end = start + nanoseconds(event["dur"]) if kind == "X" else nanoseconds(event["ts"])
-        if end < start:
-            raise ValueError(f"The span {begin['name']!r} ends {start - end} ns before it starts.")
-        span = Span(begin["name"], start, end, thread, begin.get("cat", ""))
-        threads.setdefault(thread, []).append((start, -end, first, span))
+        span = make_span(begin, event)
+        threads.setdefault(thread, []).append((span.start_ns, -span.end_ns, first, span))
     if unfinished := [event["name"] for left in begun.values() for _, event in left]:
         raise ValueError(f"These spans begin and never end: {', '.join(unfinished)}.")
     return [span for found in threads.values() for *_, span in sorted(found)]
@@ -98,11 +113,7 @@ def flatten(spans: Sequence[Span], phase_of: Callable[[Span], str | None]) -> li
         now = max(now, moment) if open_spans else moment
 
     for span in [*spans, None]:
-        while open_spans and (
-            span is None
-            or open_spans[-1][0].thread != span.thread
-            or open_spans[-1][0].end_ns <= span.start_ns
-        ):
+        while open_spans and not begins_in(span, open_spans[-1][0]):
             pass_to(open_spans[-1][0].end_ns)
             open_spans.pop()
         if span is not None:
