@@ -266,6 +266,7 @@ def broken(random: np.random.Generator) -> dict[str, Any]:
             [begin, *good],
             [begin, *good, {**end, "tid": 3}],
             [begin, end, *good, end],
+            [begin, {**begin, "tid": 5}, end, *good],
             [begin, {**end, "ts": 0.5}],
             [*good, {**good[0], "dur": -0.001}],
             [],
