@@ -86,3 +86,15 @@ def test_python_hash_collides_by_construction():
 def test_half_precision_resolves_far_finer_than_the_published_difference():
     largest_step = float(np.spacing(np.float16(0.0999)))
     assert 100 * largest_step / 2 < 0.0076
+
+
+def test_sixteen_tokens_take_sixteen_steps_the_first_of_them_with_the_prompt():
+    scheduler = Scheduler(KVCacheManager(8, 16))
+    request = Request("0", list(range(6)), SamplingParams(max_tokens=16))
+    scheduler.add_request(request)
+    steps = []
+    while scheduler.has_unfinished_requests():
+        output = scheduler.schedule()
+        steps.append(output.total_num_scheduled_tokens)
+        scheduler.update_from_output(output, {"0": [7]})
+    assert steps == [6] + [1] * 15
