@@ -7,29 +7,48 @@ one clock. What is cut away is counted in the answer.
 
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-# Read by vLLM when it starts: spans of its own round the parts of a step, and processes that
-# inherit what is wrapped below.
-os.environ["VLLM_CUSTOM_SCOPES_FOR_PROFILING"] = "1"
-os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-os.environ["OMP_NUM_THREADS"] = "1"
-
-from torch.profiler import ProfilerActivity, profile, record_function
-from vllm import LLM, SamplingParams
-from vllm.inputs import TokensPrompt
-from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine.core import EngineCore
-
 FOLDER = Path(tempfile.mkdtemp())
 OPERATORS, ANNOTATIONS = "cpu_op", "user_annotation"
+# Loaded by vLLM in each of its processes, as a plugin. It has no span of its own round these three
+# methods, and no profiler in the engine core.
+PLUGIN = """
+from pathlib import Path
+
+from torch.profiler import ProfilerActivity, profile, record_function
 
 
-def spanned(owner, method, name):
-    """Put a span round a method, as vLLM has round others."""
+def install():
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.core import EngineCore
+
+    if hasattr(EngineCore, "own_profiler"):
+        return
+    EngineCore.own_profiler = None
+    span(Scheduler, "schedule", "schedule")
+    span(Scheduler, "update_from_output", "update_from_output")
+    span(EngineCore, "step", "engine core step")
+    profile_worker = EngineCore.profile
+
+    def profile_core_too(
+        self, is_start=True, profile_prefix=None, delay_iterations=None, max_iterations=None
+    ):
+        if is_start:
+            self.own_profiler = profile(activities=[ProfilerActivity.CPU])
+            self.own_profiler.start()
+        profile_worker(self, is_start, profile_prefix, delay_iterations, max_iterations)
+        if not is_start:
+            self.own_profiler.stop()
+            self.own_profiler.export_chrome_trace(str(Path(__file__).parent / "engine-core.json"))
+
+    EngineCore.profile = profile_core_too
+
+
+def span(owner, method, name):
     original = getattr(owner, method)
 
     def wrapped(*arguments, **options):
@@ -37,27 +56,26 @@ def spanned(owner, method, name):
             return original(*arguments, **options)
 
     setattr(owner, method, wrapped)
+"""
 
+# All of this before vLLM is imported: its own spans round the parts of a step are switched on by a
+# variable, and its processes find the plugin on their path.
+about = FOLDER / "step_trace_plugin-1.dist-info"
+about.mkdir()
+(FOLDER / "step_trace_plugin.py").write_text(PLUGIN)
+(about / "METADATA").write_text("Metadata-Version: 2.1\nName: step_trace_plugin\nVersion: 1\n")
+(about / "entry_points.txt").write_text(
+    "[vllm.general_plugins]\nstep_trace_plugin = step_trace_plugin:install\n"
+)
+sys.path.insert(0, str(FOLDER))
+os.environ["PYTHONPATH"] = f"{FOLDER}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+os.environ["VLLM_CUSTOM_SCOPES_FOR_PROFILING"] = "1"
+os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+os.environ["OMP_NUM_THREADS"] = "1"
 
-# vLLM has no span of its own round these three.
-spanned(Scheduler, "schedule", "schedule")
-spanned(Scheduler, "update_from_output", "update_from_output")
-spanned(EngineCore, "step", "engine core step")
-
-profile_worker = EngineCore.profile
-
-
-def profile_core_too(self, is_start=True, *arguments, **options):
-    if is_start:
-        self.own_profiler = profile(activities=[ProfilerActivity.CPU])
-        self.own_profiler.start()
-    profile_worker(self, is_start, *arguments, **options)
-    if not is_start:
-        self.own_profiler.stop()
-        self.own_profiler.export_chrome_trace(str(FOLDER / "engine-core.json"))
-
-
-EngineCore.profile = profile_core_too
+from torch.profiler import ProfilerActivity, profile, record_function  # noqa: E402
+from vllm import LLM, SamplingParams  # noqa: E402
+from vllm.inputs import TokensPrompt  # noqa: E402
 
 
 def main(data):
@@ -106,16 +124,23 @@ def main(data):
         "engine core": FOLDER / "engine-core.json",
         "worker": worker,
     }
+    files = {name: path for name, path in files.items() if path.exists()}
     vllm_config = llm.llm_engine.vllm_config
     return {
         **cut({name: read(path) for name, path in files.items()}, data["max_bytes"]),
         "seconds": {"before": before, "traced": traced, "after": after},
+        "hardware": {"cpu": processor(), "cores": len(os.sched_getaffinity(0))},
         "layout": {
             "model_runner": "V2" if vllm_config.use_v2_model_runner else "V1",
             "executor": str(vllm_config.parallel_config.distributed_executor_backend),
             "async_scheduling": bool(vllm_config.scheduler_config.async_scheduling),
         },
     }
+
+
+def processor():
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
 
 
 def read(path):
