@@ -15,11 +15,22 @@ PHASES = {"step": "engine", "forward": "model", "sample": "sampler"}
 
 
 def by_thread(found: Any) -> list[Any]:
-    """Spans or segments as plain rows; threads in an order of their own, as any is right."""
+    """Spans as plain rows; threads in an order of their own, as any is right."""
     threads: dict[str, list[Any]] = {}
-    for item in found:
-        row = [item[0], item[1], item[2], item[4]] if len(item) == 5 else [*item[:2], item[3]]
-        threads.setdefault(repr(item.thread), []).append(row)
+    for name, start, end, thread, category in found:
+        threads.setdefault(repr(thread), []).append([name, start, end, category])
+    return [[thread, threads[thread]] for thread in sorted(threads)]
+
+
+def merged(segments: Any) -> list[Any]:
+    """Segments as plain rows; adjacent ones of the same phase are one, as both are right."""
+    threads: dict[str, list[list[Any]]] = {}
+    for start, end, thread, phase in segments:
+        rows = threads.setdefault(repr(thread), [])
+        if rows and rows[-1][1:] == [start, phase]:
+            rows[-1][1] = end
+        else:
+            rows.append([start, end, phase])
     return [[thread, threads[thread]] for thread in sorted(threads)]
 
 
@@ -152,7 +163,7 @@ def real_life(random: np.random.Generator) -> dict[str, Any]:
 )
 def other_events(code: Any, inputs: Any) -> list[Any]:
     spans = code.read_spans(inputs["events"])
-    return [by_thread(spans), by_thread(code.flatten(spans, phase_of))]
+    return [by_thread(spans), merged(code.flatten(spans, phase_of))]
 
 
 def late_times(random: np.random.Generator) -> dict[str, Any]:
@@ -177,7 +188,7 @@ def late_times(random: np.random.Generator) -> dict[str, Any]:
 )
 def touching_spans(code: Any, inputs: Any) -> list[Any]:
     spans = code.read_spans(inputs["events"])
-    return [code.time_by_phase(spans, name_of), len(code.flatten(spans, name_of))]
+    return [code.time_by_phase(spans, name_of), merged(code.flatten(spans, name_of))]
 
 
 def trees(random: np.random.Generator) -> dict[str, Any]:
@@ -205,7 +216,7 @@ def spans_of(events: list[dict[str, Any]]) -> list[Span]:
 def segments_of_names(code: Any, inputs: Any) -> list[Any]:
     spans = spans_of(inputs["events"])
     total = code.time_by_phase(spans, name_of)
-    return [by_thread(code.flatten(spans, name_of)), {name: total[name] for name in sorted(total)}]
+    return [merged(code.flatten(spans, name_of)), {name: total[name] for name in sorted(total)}]
 
 
 @probe(
@@ -218,14 +229,7 @@ def segments_of_names(code: Any, inputs: Any) -> list[Any]:
 )
 def inherited_phases(code: Any, inputs: Any) -> list[Any]:
     spans = spans_of(inputs["events"])
-    merged: list[list[Any]] = []
-    for start, end, thread, phase in code.flatten(spans, phase_of):
-        row = [repr(thread), phase, start, end]
-        if merged and merged[-1][:2] == row[:2] and merged[-1][3] == start:
-            merged[-1][3] = end
-        else:
-            merged.append(row)
-    return [sorted(merged), code.time_by_phase(spans, phase_of)]
+    return [merged(code.flatten(spans, phase_of)), code.time_by_phase(spans, phase_of)]
 
 
 def crossing(random: np.random.Generator) -> dict[str, Any]:
