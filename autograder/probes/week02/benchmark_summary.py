@@ -122,7 +122,7 @@ def before_and_after(random: np.random.Generator) -> dict[str, Any]:
     message="Both sides are resampled, the one before first and with one generator, and each pair "
     "of medians gives one ratio.",
 )
-def speedups(code: Any, inputs: Any) -> list[Any]:
+def ratio_intervals(code: Any, inputs: Any) -> list[Any]:
     found = code.speedup(inputs["before"], inputs["after"], inputs["confidence"], inputs["seed"])
     return [numbers(found), numbers(code.speedup(inputs["after"], inputs["before"]))]
 
