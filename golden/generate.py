@@ -51,6 +51,48 @@ def week03() -> dict[str, Any]:
     }
 
 
+def week02() -> dict[str, Any]:
+    """Eight prompts, their greedy tokens, and the steps that they take under three settings."""
+    checkpoint = models.path("tiny-chat")
+    tokenizer = LLM(checkpoint).tokenizer
+    examples = [corpus.held_out_examples(task, 2)[i] for task in corpus.TASKS for i in (0, 1)][:8]
+    prompts = [
+        tokenizer.encode(f"<|bos|><|user|>{example.prompt}<|end|><|assistant|>").ids
+        for example in examples
+    ]
+    params = SamplingParams(max_tokens=16, temperature=0, ignore_eos=True)
+    settings = {
+        "alone": {"budget": 2048, "max_num_seqs": 1},
+        "tight": {"budget": 8, "max_num_seqs": 64},
+        "together": {"budget": 2048, "max_num_seqs": 64},
+    }
+    steps, computed, tokens = {}, set(), []
+    for name, setting in settings.items():
+        composition: list[int] = []
+        llm = LLM(
+            checkpoint,
+            max_num_batched_tokens=setting["budget"],
+            max_num_seqs=setting["max_num_seqs"],
+            enable_prefix_caching=False,
+            on_schedule=lambda output, seen=composition: seen.append(  # type: ignore[misc]
+                output.total_num_scheduled_tokens
+            ),
+        )
+        tokens = [completion.token_ids for completion in llm.generate(prompts, params)]
+        steps[name] = len(composition)
+        computed.add(sum(composition))
+    (computed_tokens,) = computed
+    return {
+        "weights_sha256": models.weights_hash("tiny-chat"),
+        "max_tokens": params.max_tokens,
+        "prompts": prompts,
+        "tokens": tokens,
+        "settings": settings,
+        "steps": steps,
+        "computed_tokens": computed_tokens,
+    }
+
+
 def week04() -> dict[str, Any]:
     """Eight prompts, their greedy tokens, and the most blocks that they hold at once."""
     checkpoint = models.path("tiny-chat")
@@ -88,6 +130,7 @@ def week04() -> dict[str, Any]:
 
 
 WEEKS: dict[str, Callable[[], dict[str, Any]]] = {"week03": week03, "week04": week04}
+WEEKS: dict[str, Callable[[], dict[str, Any]]] = {"week02": week02, "week04": week04}
 
 if __name__ == "__main__":
     for week, generate in WEEKS.items():

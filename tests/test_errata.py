@@ -140,3 +140,15 @@ def test_the_context_decides_whether_any_batch_reaches_the_ridge(context, passes
 def test_the_floor_of_a_prompt_of_4096_tokens():
     prompt = operators(LLAMA_8B, StepShape.of([(4096, 4096, True)]), BF16)
     assert 210 < step_floor_ms(prompt, Ceilings(312e12, 2039e9)) < 220
+
+
+def test_sixteen_tokens_take_sixteen_steps_the_first_of_them_with_the_prompt():
+    scheduler = Scheduler(KVCacheManager(8, 16))
+    request = Request("0", list(range(6)), SamplingParams(max_tokens=16))
+    scheduler.add_request(request)
+    steps = []
+    while scheduler.has_unfinished_requests():
+        output = scheduler.schedule()
+        steps.append(output.total_num_scheduled_tokens)
+        scheduler.update_from_output(output, {"0": [7]})
+    assert steps == [6] + [1] * 15

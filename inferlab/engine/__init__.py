@@ -12,11 +12,11 @@ from inferlab.engine.block_pool import Block, BlockPool, FreeBlockQueue, hash_bl
 from inferlab.engine.checkpoint import ModelConfig
 from inferlab.engine.kv_cache import KVCache, KVCacheManager, PrefixHit, slot_mapping
 from inferlab.engine.kv_tiers import KVTiers, TieredKVStore, chunk_hashes
-from inferlab.engine.llm import LLM, Completion
+from inferlab.engine.llm import LLM
 from inferlab.engine.model import LlamaModel, SequenceChunk, make_batch
 from inferlab.engine.radix_cache import RadixCache
 from inferlab.engine.radix_kv_cache import RadixKVCacheManager
-from inferlab.engine.request import Request, RequestStatus, SamplingParams
+from inferlab.engine.request import Completion, Request, RequestStatus, SamplingParams
 from inferlab.engine.sampler import Sampler
 from inferlab.engine.scheduler import ScheduledRequest, Scheduler, SchedulerOutput
 from inferlab.engine.speculation import DraftModelProposer, NgramProposer, Proposer

@@ -3,7 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,29 +11,16 @@ import numpy as np
 
 from inferlab.engine.detokenizer import Detokenizer
 from inferlab.engine.kv_cache import CacheManager, KVCacheManager
-from inferlab.engine.model import LlamaModel, SequenceChunk, make_batch
+from inferlab.engine.model import Batch, LlamaModel, SequenceChunk, make_batch
 from inferlab.engine.policy import Policy, fcfs
 from inferlab.engine.radix_kv_cache import RadixKVCacheManager
-from inferlab.engine.request import FINISH_REASONS, Request, SamplingParams
+from inferlab.engine.request import Completion, Request, SamplingParams
 from inferlab.engine.sampler import Sampler
 from inferlab.engine.scheduler import Scheduler, SchedulerOutput
 from inferlab.engine.speculation import Proposer, verify
 
 if TYPE_CHECKING:
     from inferlab.engine.kv_tiers import KVTiers
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What `LLM.generate` returns for a prompt."""
-
-    request_id: str
-    prompt_token_ids: list[int]
-    token_ids: list[int]
-    text: str
-    finish_reason: str
-    num_cached_tokens: int
-    num_preemptions: int
 
 
 class LLM:
@@ -169,13 +155,71 @@ class LLM:
         return request
 
     def step(self) -> list[Request]:
-        """Schedule, execute, sample, update; returns the requests that finished."""
+        """Schedule, prepare, execute, sample, update; returns the requests that finished."""
+        output = self._schedule()
+        sampled: dict[str, list[int]] = {}
+        if output.scheduled:
+            batch = self._prepare(output)
+            hidden = self.model.forward(batch, self.kv_cache)
+            sampled = self._sample(output, hidden, batch.last_rows)
+        return self._update(output, sampled)
+
+    def _schedule(self) -> SchedulerOutput:
+        """Choose the tokens of the step; who watches the engine is told."""
         if self.kv_tiers is not None:
             self.kv_tiers.load_waiting()
         output = self.scheduler.schedule()
         if self.on_schedule is not None:
             self.on_schedule(output)
-        sampled = self._execute(output) if output.scheduled else {}
+        return output
+
+    def _prepare(self, output: SchedulerOutput) -> Batch:
+        """Lay the step's tokens out in one batch, the drafts of a request behind its own."""
+        manager = self.scheduler.kv_cache_manager
+        chunks = []
+        for entry in output.scheduled:
+            request, num_tokens = entry
+            start = request.num_computed_tokens
+            token_ids = request.token_ids(start, start + num_tokens)
+            token_ids += request.draft_token_ids[: entry.num_draft_tokens]
+            block_table = manager.block_table(request.request_id)
+            chunks.append(SequenceChunk(token_ids, start, block_table))
+        return make_batch(chunks, manager.block_size)
+
+    def _sample(
+        self, output: SchedulerOutput, hidden: np.ndarray, last_rows: np.ndarray
+    ) -> dict[str, list[int]]:
+        """New tokens by request id, for the requests whose last token the step has computed.
+
+        Args:
+            hidden: `[num_tokens, hidden]`, what the model made of the batch.
+            last_rows: `[num_scheduled]`, row of the last token of each scheduled request.
+        """
+        if self.proposer is not None:
+            return self._verify(output, hidden, last_rows)
+        samples = [entry.samples for entry in output.scheduled]
+        requests = [entry.request for entry in output.scheduled if entry.samples]
+        tokens = self.sampler.sample(self.model.logits(hidden[last_rows[samples]]), requests)
+        return {request.request_id: [token] for request, token in zip(requests, tokens)}
+
+    def _verify(
+        self, output: SchedulerOutput, hidden: np.ndarray, last_rows: np.ndarray
+    ) -> dict[str, list[int]]:
+        """In place of `_sample` where tokens were drafted; and the next ones are drafted."""
+        sampling = [(row, e) for row, e in zip(last_rows, output.scheduled) if e.samples]
+        rows = [row + i for row, entry in sampling for i in range(-entry.num_draft_tokens, 1)]
+        entries = [entry for _, entry in sampling]
+        logits = self.model.logits(hidden[np.array(rows, dtype=int)])
+        sampled = verify(logits, entries, self.sampler)
+        for entry in entries:
+            num_accepted = len(sampled[entry.request.request_id]) - 1
+            self.verifications[entry.num_draft_tokens, num_accepted] += 1
+        assert self.proposer is not None
+        self.proposer.draft(output.scheduled, sampled)
+        return sampled
+
+    def _update(self, output: SchedulerOutput, sampled: dict[str, list[int]]) -> list[Request]:
+        """Append the tokens, and let go of the requests that finished."""
         finished = self.scheduler.update_from_output(output, sampled)
         for request in finished:
             self.sampler.forget(request.request_id)
@@ -183,43 +227,6 @@ class LLM:
             if self.kv_tiers is not None:
                 self.kv_tiers.save(request)
         return finished
-
-    def _execute(self, output: SchedulerOutput) -> dict[str, list[int]]:
-        """Run the model on the step's tokens and sample for the requests that caught up."""
-        manager = self.scheduler.kv_cache_manager
-        chunks = []
-        for entry in output.scheduled:
-            request, num_tokens = entry
-            start = request.num_computed_tokens
-            chunks.append(
-                SequenceChunk(
-                    token_ids=request.token_ids(start, start + num_tokens)
-                    + request.draft_token_ids[: entry.num_draft_tokens],
-                    start=start,
-                    block_table=manager.block_table(request.request_id),
-                )
-            )
-        batch = make_batch(chunks, manager.block_size)
-        hidden = self.model.forward(batch, self.kv_cache)
-        samples = np.array([entry.samples for entry in output.scheduled])
-        last_rows = batch.last_rows[samples]
-        sampling = [entry for entry in output.scheduled if entry.samples]
-        if self.proposer is None:
-            requests = [entry.request for entry in sampling]
-            tokens = self.sampler.sample(self.model.logits(hidden[last_rows]), requests)
-            return {request.request_id: [token] for request, token in zip(requests, tokens)}
-        rows = [
-            row + offset
-            for row, entry in zip(last_rows, sampling)
-            for offset in range(-entry.num_draft_tokens, 1)
-        ]
-        logits = self.model.logits(hidden[np.array(rows, dtype=int)])
-        sampled = verify(logits, sampling, self.sampler)
-        for entry in sampling:
-            num_accepted = len(sampled[entry.request.request_id]) - 1
-            self.verifications[entry.num_draft_tokens, num_accepted] += 1
-        self.proposer.draft(output.scheduled, sampled)
-        return sampled
 
     def generate(
         self,
@@ -243,16 +250,4 @@ class LLM:
             raise
         while self.scheduler.has_unfinished_requests():
             self.step()
-        return [self._completion(request) for request in requests]
-
-    def _completion(self, request: Request) -> Completion:
-        assert request.detokenizer is not None
-        return Completion(
-            request_id=request.request_id,
-            prompt_token_ids=request.prompt_token_ids,
-            token_ids=request.output_token_ids,
-            text=request.detokenizer.read(finished=True),
-            finish_reason=FINISH_REASONS[request.status],
-            num_cached_tokens=request.num_cached_tokens,
-            num_preemptions=request.num_preemptions,
-        )
+        return [Completion.of(request) for request in requests]

@@ -19,11 +19,11 @@ import numpy as np
 from inferlab.engine.attention import SoftmaxState
 from inferlab.engine.checkpoint import ModelConfig, load_weights
 from inferlab.engine.layers import Linear
-from inferlab.engine.llm import LLM, Completion
+from inferlab.engine.llm import LLM
 from inferlab.engine.model import LlamaModel
 from inferlab.engine.moe import MixtureOfExperts
 from inferlab.engine.process_group import ProcessGroup
-from inferlab.engine.request import SamplingParams
+from inferlab.engine.request import Completion, SamplingParams
 
 # A checkpoint stores a linear layer as [output, input], so a column of the layer is a row there.
 COLUMN_PARALLEL = ("q_proj", "gate_proj", "up_proj", "w1", "w3", "lm_head")

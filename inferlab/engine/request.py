@@ -178,3 +178,30 @@ class Request:
             self.status = RequestStatus.FINISHED_STOPPED
         elif self.num_output_tokens >= params.max_tokens:
             self.status = RequestStatus.FINISHED_LENGTH
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What `LLM.generate` returns for a prompt."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    text: str
+    finish_reason: str
+    num_cached_tokens: int
+    num_preemptions: int
+
+    @classmethod
+    def of(cls, request: Request) -> "Completion":
+        """What a finished request came to."""
+        assert request.detokenizer is not None
+        return cls(
+            request_id=request.request_id,
+            prompt_token_ids=request.prompt_token_ids,
+            token_ids=request.output_token_ids,
+            text=request.detokenizer.read(finished=True),
+            finish_reason=FINISH_REASONS[request.status],
+            num_cached_tokens=request.num_cached_tokens,
+            num_preemptions=request.num_preemptions,
+        )
