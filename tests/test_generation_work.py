@@ -1,4 +1,4 @@
-"""Work counts: the two loops give the same tokens, and the formulas are what they really compute."""
+"""Work counts: the two loops give the same tokens, and the formulas are what they compute."""
 
 import pytest
 from hypothesis import given

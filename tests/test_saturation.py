@@ -34,7 +34,7 @@ def test_a_server_that_is_what_the_model_says_is_found_exactly(rates, capacity, 
 
 
 def test_the_plain_quotient_falls_short_where_the_server_follows():
-    """Why the tail is in the model: the run is short, and the server keeps up with every request."""
+    """Why the tail is in the model: the run is short, and the server keeps up."""
     rates, counts = [8, 32, 96, inf], [128] * 4
     made = durations(rates, counts, capacity=110, tail_s=0.3)
     assert 128 / made[2] < 0.85 * 96
@@ -47,6 +47,8 @@ def test_too_few_runs_and_runs_that_are_all_followed_are_refused():
     rates = [1.0, 2.0, 4.0]
     with pytest.raises(ValueError, match="No rate separates"):
         locate_saturation(rates, [10] * 3, [10 / rate + 0.5 for rate in rates])
+    with pytest.raises(ValueError, match="No rate separates"):
+        locate_saturation(rates, [10] * 3, [20.5] * 3)  # full at the lowest already
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])

@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-
-MARGIN = 1.01  # a rate that was not followed lies at least so far above what is sustained
+MARGIN = 1.01  # how far apart two rates have to be to be told apart
 
 
 class Saturation(NamedTuple):
@@ -32,9 +31,10 @@ def locate_saturation(
     """Fit C and W to runs of one workload by least squares of the durations.
 
     The runs are split into those that the server followed, at the lower rates, and those that it
-    did not. For every place of the split C and W are found. A split is consistent if C is at least
-    the highest rate that was followed, and at least 1 % below the lowest that was not; of the
-    consistent ones that with the smallest sum of squares is taken.
+    did not. For every place of the split C and W are found. A split is consistent if 1 / C is at least
+    1 % shorter than the mean gap between requests at the highest rate that was followed, and at
+    least 1 % longer than that at the lowest that was not. Of the consistent ones that with the
+    smallest sum of squares is taken.
 
     Args:
         rates_per_s: requests offered a second in each run, in any order; infinite: all at once.
@@ -58,7 +58,7 @@ def locate_saturation(
         target = durations - np.where(is_full, 0, counts * gaps)
         solution = np.linalg.lstsq(design, target, rcond=None)[0]
         gap, tail_s = solution
-        if gaps[split - 1] >= gap >= MARGIN * gaps[split]:
+        if gaps[split - 1] >= MARGIN * gap and gap >= MARGIN * gaps[split]:
             squares = float(((design @ solution - target) ** 2).sum())
             found.append((squares, Saturation(float(1 / gap), float(tail_s), split)))
     if not found:
