@@ -31,10 +31,10 @@ def locate_saturation(
     """Fit C and W to runs of one workload by least squares of the durations.
 
     The runs are split into those that the server followed, at the lower rates, and those that it
-    did not. For every place of the split C and W are found. A split is consistent if 1 / C is at least
-    1 % shorter than the mean gap between requests at the highest rate that was followed, and at
-    least 1 % longer than that at the lowest that was not. Of the consistent ones that with the
-    smallest sum of squares is taken.
+    did not. For every place of the split C and W are found. A split is consistent if the highest
+    rate that was followed lies below C and the lowest that was not above it, each by at least 1 %
+    (of the shorter of the two gaps between requests). Of the consistent ones that with the smallest
+    sum of squares is taken.
 
     Args:
         rates_per_s: requests offered a second in each run, in any order; infinite: all at once.

@@ -57,12 +57,11 @@ def summary(
     Raises:
         ValueError: if no request has a token.
     """
-    sent, answers = answers, [answer for answer in answers if answer.token_s]
+    sent, answers = answers, [answer for answer in answers if len(answer.token_s)]
     if not answers:
         raise ValueError("There is no answer to summarise: a run has at least one with a token.")
     duration_s = max(answer.token_s[-1] for answer in answers) - min(a.sent_s for a in sent)
-    outputs = sum(len(answer.token_s) for answer in answers)
-    inputs = sum(answer.input_tokens for answer in answers)
+    outputs, inputs = sum(len(a.token_s) for a in answers), sum(a.input_tokens for a in answers)
     metrics = {
         "duration_s": duration_s,
         "num_requests": len(answers),
@@ -83,10 +82,8 @@ def summary(
         metrics |= _distribution(name, values)
     if objective is not None:
         num_good = sum(is_good(answer, objective) for answer in answers)
-        metrics |= {
-            "good_share": num_good / len(sent),
-            "goodput_requests_per_s": num_good / duration_s,
-        }
+        metrics["good_share"] = num_good / len(sent)
+        metrics["goodput_requests_per_s"] = num_good / duration_s
     return metrics
 
 

@@ -92,18 +92,17 @@ def for_top_k(random: np.random.Generator) -> dict[str, Any]:
 )
 def top_k(code: Any, inputs: Any) -> list[np.ndarray]:
     size = len(inputs["logits"])
-    found = [
+    return [
         probabilities(code, logits, top_k=k)
         for logits in (inputs["logits"], inputs["ties"])
         for k in (inputs["k"], 1, 0, size, size + 5)
     ]
-    return found
 
 
 def for_top_p(random: np.random.Generator) -> dict[str, Any]:
-    # Sixteenths add up without rounding, so that a threshold can be met exactly.
+    # No threshold is a sum of sixteenths: rounding must not decide who is in the set.
     parts = random.permutation([6.0, 4.0, 2.0, 2.0, 1.0, 1.0]) / 16
-    return {"logits": np.log(parts), "thresholds": [0.3, 0.5, 0.7, 0.8, 0.9, 0.97, 0.01]}
+    return {"logits": np.log(parts), "thresholds": [0.3, 0.53, 0.7, 0.8, 0.9, 0.97, 0.01]}
 
 
 @probe(

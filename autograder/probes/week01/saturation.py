@@ -1,5 +1,6 @@
 """Probes of the fit: the rate at which a made-up server is full, found from its runs."""
 
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -15,8 +16,8 @@ CLOSE = 1e-6
 def server(random: np.random.Generator) -> dict[str, Any]:
     """Rates below and above a capacity, none within a tenth of it, and the lengths of the runs."""
     capacity = float(random.uniform(5, 90))
-    below = capacity * np.sort(random.uniform(0.1, 0.9, int(random.integers(2, 4))))
-    above = capacity * np.sort(random.uniform(1.2, 3, int(random.integers(1, 3))))
+    below = capacity * np.sort(random.uniform(0.1, 0.9, int(random.integers(1, 4))))
+    above = capacity * np.sort(random.uniform(1.2, 3, int(random.integers(2, 4))))
     return {
         "capacity": capacity,
         "tail_s": float(random.uniform(0.05, 1.5)),
@@ -77,33 +78,41 @@ def runs_in_any_order(code: Any, inputs: Any) -> list[Any]:
     return found(code.locate_saturation(rates, counts, made))
 
 
+def burst_runs(random: np.random.Generator) -> dict[str, Any]:
+    capacity = float(random.uniform(5, 90))
+    below = capacity * np.sort(random.uniform(0.1, 0.9, int(random.integers(2, 5))))
+    counts = random.integers(20, 400, len(below) + 1).tolist()
+    drawn = {"capacity": capacity, "tail_s": float(random.uniform(0.05, 1.5))}
+    return drawn | {"rates": below.tolist(), "counts": counts}
+
+
 @probe(
     title="A run that sends all requests at once",
     exercise=EXERCISE,
     trials=4,
     tolerance=CLOSE,
-    inputs=mixed_runs,
+    inputs=burst_runs,
     message="An infinite rate is a rate: its run says what the server does when it is never short "
     "of work.",
 )
 def a_burst(code: Any, inputs: Any) -> list[Any]:
-    below = [rate for rate in inputs["rates"] if rate < inputs["capacity"]]
-    rates = [inf, *below]
-    counts = inputs["counts"][: len(rates)]
-    return found(code.locate_saturation(rates, counts, durations(inputs, rates, counts)))
+    rates = [inf, *inputs["rates"]]
+    made = durations(inputs, rates, inputs["counts"])
+    return found(code.locate_saturation(rates, inputs["counts"], made))
 
 
 def noisy_runs(random: np.random.Generator) -> dict[str, Any]:
     drawn = server(random)
-    rates = [*drawn["rates"], drawn["capacity"] * 1.06, drawn["capacity"] * 0.96]
-    noise = random.normal(0, 0.03, len(rates)).tolist()
+    shares = [0.4, 0.86, 0.9, 0.94, 0.98, 1.02, 1.06, 1.1, 1.14]
+    rates = [share * drawn["capacity"] for share in shares]
+    noise = random.normal(0, 0.02, len(rates)).tolist()
     return drawn | {"rates": rates, "noise": noise, "count": 200}
 
 
 @probe(
     title="Measured runs, with noise and with rates close to the edge",
     exercise=EXERCISE,
-    trials=8,
+    trials=12,
     tolerance=CLOSE,
     inputs=noisy_runs,
     message="Of the splits that are consistent with what they say, the one that leaves the "
@@ -134,7 +143,7 @@ def nothing_to_locate(code: Any, inputs: Any) -> list[bool]:
         rates = [share * capacity for share in shares]
         counts = [count] * len(rates)
         made = durations(inputs, rates, counts)
-        seen.append(refuses(lambda: code.locate_saturation(rates, counts, made)))
+        seen.append(refuses(partial(code.locate_saturation, rates, counts, made)))
     return seen
 
 

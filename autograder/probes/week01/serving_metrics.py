@@ -96,7 +96,7 @@ def one_token(random: np.random.Generator) -> dict[str, Any]:
     requests = drawn(random, 8)
     for request in requests[:3]:
         request[1] = request[1][:1]
-    alone = [request[:1] + [request[1][:1]] + request[2:] for request in requests]
+    alone = [[*request[:1], request[1][:1], *request[2:]] for request in requests]
     return {"requests": requests, "alone": alone}
 
 

@@ -19,7 +19,7 @@ class Pieces:
         self.special = set(special)
 
     def decode(self, token_ids: Any) -> str:
-        return "".join(self.pieces[i] for i in token_ids if i not in self.special)
+        return "".join(self.pieces[i] for i in token_ids)
 
     def get_added_tokens_decoder(self) -> dict[int, Any]:
         return {i: SpecialToken() for i in self.special}
@@ -116,7 +116,7 @@ def sent_text(code: Any, inputs: Any) -> list[Any]:
 def with_specials(random: np.random.Generator) -> dict[str, Any]:
     tokens = random.integers(0, 4, 16)
     tokens[random.permutation(16)[:6]] = 4
-    return {"tokens": tokens.tolist(), "stop": words(random, 1, 4, "abc") + ["bc"]}
+    return {"tokens": tokens.tolist(), "stop": [*words(random, 1, 4, "abc"), "bc"]}
 
 
 @probe(

@@ -1,5 +1,6 @@
 """Probes of the work counts: the loops run on a model that counts what it is asked to compute."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def shortest(random: np.random.Generator) -> dict[str, Any]:
     exercise=EXERCISE,
     trials=3,
     inputs=prompts,
-    message="Without a cache every step starts from nothing and computes the whole sequence so far.",
+    message="Without a cache every step starts from nothing and computes the whole sequence.",
 )
 def without_cache(code: Any, inputs: Any) -> list[Any]:
     model = CountingModel()
@@ -136,12 +137,12 @@ def refused(code: Any, inputs: Any) -> list[Any]:
     some = inputs["some"]
     model = CountingModel()
     seen: list[Any] = [
-        refuses(lambda: function(num_prompt, num_new))
+        refuses(partial(function, num_prompt, num_new))
         for function in (code.positions_without_cache, code.positions_with_cache)
         for num_prompt, num_new in ((0, some), (some, 0))
     ]
     seen += [
-        refuses(lambda: function(model, prompt, num_new))
+        refuses(partial(function, model, prompt, num_new))
         for function in (code.generate_without_cache, code.generate_with_cache)
         for prompt, num_new in (([], some), ([1] * some, 0), ([1], -some))
     ]
