@@ -33,6 +33,25 @@ def test_a_server_that_is_what_the_model_says_is_found_exactly(rates, capacity, 
     assert found.num_followed == sum(rate <= capacity for rate in rates)
 
 
+@given(st.integers(0, 10_000))
+def test_no_other_rate_fits_better(seed):
+    random = np.random.default_rng(seed)
+    rates = np.sort(random.uniform(5, 60, 6))
+    counts = random.integers(50, 300, 6)
+    made = np.array(durations(rates, counts, capacity=float(random.uniform(8, 50)), tail_s=0.5))
+    made *= 1 + random.normal(0, 0.05, 6)
+    try:
+        found = locate_saturation(rates, counts, made)
+    except ValueError:
+        return
+    gaps = np.append(np.linspace(1 / rates[-1], 1 / rates[0], 500), 1 / found.requests_per_s)
+    models = counts * np.maximum(1 / rates, gaps[:, None])
+    tails = (made - models).mean(axis=1, keepdims=True)
+    squares = ((made - models - tails) ** 2).sum(axis=1)
+    assert squares[-1] <= squares.min() * (1 + 1e-9) + 1e-12
+    assert found.tail_s == pytest.approx(tails[-1, 0], abs=1e-9)
+
+
 def test_the_plain_quotient_falls_short_where_the_server_follows():
     """Why the tail is in the model: the run is short, and the server keeps up."""
     rates, counts = [8, 32, 96, inf], [128] * 4
@@ -45,9 +64,9 @@ def test_too_few_runs_and_runs_that_are_all_followed_are_refused():
     with pytest.raises(ValueError, match="2 runs"):
         locate_saturation([1, inf], [10, 10], [10, 1])
     rates = [1.0, 2.0, 4.0]
-    with pytest.raises(ValueError, match="No rate separates"):
+    with pytest.raises(ValueError, match="full at every rate, or at none"):
         locate_saturation(rates, [10] * 3, [10 / rate + 0.5 for rate in rates])
-    with pytest.raises(ValueError, match="No rate separates"):
+    with pytest.raises(ValueError, match="full at every rate, or at none"):
         locate_saturation(rates, [10] * 3, [20.5] * 3)  # full at the lowest already
 
 

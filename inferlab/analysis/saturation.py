@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-MARGIN = 1.01  # how far apart two rates have to be to be told apart
+MARGIN = 1.01  # how far from the lowest and the highest rate C has to be to have been seen
 
 
 class Saturation(NamedTuple):
@@ -22,27 +22,23 @@ class Saturation(NamedTuple):
 
     requests_per_s: float  # C: what the server sustains
     tail_s: float  # W: what the last answer takes
-    num_followed: int  # at how many of the rates, from the lowest, the server kept up
+    num_followed: int  # at how many of the rates the server kept up
 
 
 def locate_saturation(
     rates_per_s: Sequence[float], num_requests: Sequence[int], durations_s: Sequence[float]
 ) -> Saturation:
-    """Fit C and W to runs of one workload by least squares of the durations.
-
-    The runs are split into those that the server followed, at the lower rates, and those that it
-    did not. For every place of the split C and W are found. A split is consistent if the highest
-    rate that was followed lies below C and the lowest that was not above it, each by at least 1 %
-    (of the shorter of the two gaps between requests). Of the consistent ones that with the smallest
-    sum of squares is taken.
+    """The C and W for which the squared differences of the durations have the smallest sum.
 
     Args:
-        rates_per_s: requests offered a second in each run, in any order; infinite: all at once.
+        rates_per_s: requests offered a second in each run of one workload, in any order; infinite
+            if all came at once.
         num_requests: of each run.
         durations_s: from the first request to the last token.
 
     Raises:
-        ValueError: if there are fewer than three runs, or no split is consistent.
+        ValueError: if there are fewer than three runs, or if C is not at least 1 % away from the
+            lowest and from the highest rate: it was then not seen, and may lie beyond.
     """
     if len(rates_per_s) < 3:
         raise ValueError(
@@ -51,19 +47,19 @@ def locate_saturation(
     order = np.argsort(rates_per_s, kind="stable")
     counts, durations = np.array(num_requests, float)[order], np.array(durations_s, float)[order]
     gaps = 1 / np.array(rates_per_s, float)[order]
-    found: list[tuple[float, Saturation]] = []
+    found: list[tuple[float, float, float]] = []
     for split in range(1, len(gaps)):
-        is_full = np.arange(len(gaps)) >= split
-        design = np.stack([np.where(is_full, counts, 0), np.ones(len(gaps))], axis=1)
-        target = durations - np.where(is_full, 0, counts * gaps)
-        solution = np.linalg.lstsq(design, target, rcond=None)[0]
-        gap, tail_s = solution
-        if gaps[split - 1] >= MARGIN * gap and gap >= MARGIN * gaps[split]:
-            squares = float(((design @ solution - target) ** 2).sum())
-            found.append((squares, Saturation(float(1 / gap), float(tail_s), split)))
-    if not found:
+        # Between two neighbouring rates it is known who is followed, and the model is linear.
+        full = np.where(np.arange(len(gaps)) >= split, counts, 0.0)
+        rest = durations - np.where(full, 0.0, counts * gaps)
+        unknowns = np.stack([full, np.ones(len(gaps))], axis=1)
+        gap = np.clip(np.linalg.lstsq(unknowns, rest, rcond=None)[0][0], *gaps[[split, split - 1]])
+        tail_s = np.mean(rest - gap * full)
+        squares = np.sum((rest - gap * full - tail_s) ** 2)
+        found.append((float(squares), float(gap), float(tail_s)))
+    _, gap, tail_s = min(found)
+    if not MARGIN * gaps[-1] <= gap <= gaps[0] / MARGIN:
         raise ValueError(
-            "No rate separates runs that were followed from runs that were not: offer lower rates, "
-            "higher rates, or more requests."
+            "The server was full at every rate, or at none: offer lower rates, or higher ones."
         )
-    return min(found)[1]
+    return Saturation(1 / gap, tail_s, int(np.sum(gaps >= gap)))

@@ -35,11 +35,14 @@ def found(result: Any) -> list[Any]:
 
 
 def equal_runs(random: np.random.Generator) -> dict[str, Any]:
-    return server(random) | {"count": int(random.integers(40, 300))}
+    drawn = server(random)
+    lowest, *others = drawn["rates"]
+    above = [rate for rate in others if rate > drawn["capacity"]]
+    return drawn | {"rates": [lowest, *above], "count": int(random.integers(40, 300))}
 
 
 @probe(
-    title="Runs of equal length, from a low rate to a high one",
+    title="Runs of equal length, of which the server followed one",
     exercise=EXERCISE,
     trials=4,
     tolerance=CLOSE,
@@ -115,17 +118,14 @@ def noisy_runs(random: np.random.Generator) -> dict[str, Any]:
     trials=12,
     tolerance=CLOSE,
     inputs=noisy_runs,
-    message="Of the splits that are consistent with what they say, the one that leaves the "
-    "smallest sum of squared differences of the durations is taken.",
+    message="No other rate and no other tail leave a smaller sum of squared differences of the "
+    "durations.",
 )
 def noisy_server(code: Any, inputs: Any) -> list[Any]:
     counts = [inputs["count"]] * len(inputs["rates"])
     made = durations(inputs, inputs["rates"], counts)
     measured = [one * (1 + noise) for one, noise in zip(made, inputs["noise"])]
-    try:
-        return found(code.locate_saturation(inputs["rates"], counts, measured))
-    except ValueError:
-        return ["refused"]
+    return found(code.locate_saturation(inputs["rates"], counts, measured))
 
 
 @probe(
@@ -133,8 +133,8 @@ def noisy_server(code: Any, inputs: Any) -> list[Any]:
     exercise=EXERCISE,
     trials=3,
     inputs=equal_runs,
-    message="If no rate separates what was followed from what was not, the rate at which the "
-    "server is full cannot be told: ValueError.",
+    message="A server that follows every rate, and one that follows none, may be full anywhere "
+    "beyond them: ValueError.",
 )
 def nothing_to_locate(code: Any, inputs: Any) -> list[bool]:
     count, capacity = inputs["count"], inputs["capacity"]

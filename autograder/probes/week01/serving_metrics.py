@@ -72,7 +72,8 @@ def late_start(random: np.random.Generator) -> dict[str, Any]:
     requests = drawn(random, 9)
     # Who is sent first is not first in the list, and who ends last was not sent last.
     requests.sort(key=lambda request: -request[0])
-    first = requests[-1]
+    first = requests.pop()
+    requests.insert(2, first)
     first[1][-1] = max(request[1][-1] for request in requests) + float(random.uniform(0.5, 2))
     return {"requests": requests}
 
