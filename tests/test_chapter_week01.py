@@ -13,7 +13,8 @@ import pytest
 from autograder.rubric import load_rubrics
 from inferlab import lab
 from inferlab.analysis import locate_saturation
-from inferlab.engine import FINISH_REASONS, RequestStatus
+from inferlab.engine import RequestStatus
+from inferlab.engine.request import FINISH_REASONS
 from inferlab.lab import engines
 from inferlab.lab.paths import ROOT
 from inferlab.publish import read_page
@@ -131,8 +132,9 @@ def test_the_stream_cell_streams_from_a_server_over_both_endpoints(
         exec(cell_with("def stream_over_http"), namespace)
     assert "The" in capsys.readouterr().out
     completion, chat = namespace["live_rows"]
+    assert len(chat.token_s) == 16
+    assert 0 < len(completion.token_s) <= 16, "a special token is no text, and sends no event"
     for row in (completion, chat):
-        assert len(row.token_s) == 16
         assert row.arrived_s < row.token_s[0]
         assert row.token_s == sorted(row.token_s)
 
@@ -147,8 +149,10 @@ def test_what_the_captions_and_the_prose_say_of_the_recording_is_so() -> None:
     first_s = [sent + ttft for sent, ttft in zip(arrivals, long_calm["ttft_us"], strict=True)]
     tokens = first_s[13] + np.cumsum([0, *long_calm["itls_us"][13]])
     stall = int(np.argmax(np.diff(tokens)))
-    assert stall == 0 or stall < 4, "request 13 stalls early in its answer"
-    assert all(tokens[stall] - 5000 < arrivals[i] < tokens[stall + 1] for i in (14, 15, 16))
+    assert stall == 0, "the second token of request 13 is the one that waits"
+    assert all(arrivals[13] < arrivals[i] < first_s[13] for i in (14, 15, 16))
+    assert all(abs(first_s[i] - tokens[1]) < 1000 for i in (14, 15)), "they share a step"
+    assert tokens[1] < first_s[16] < tokens[2] + 1000
     calm, small = (
         lab.load("week01/kv-memory").where(request_rate=2, kv_cache_memory_bytes=size)[0]
         for size in (128 * 2**20, 8 * 2**20)
@@ -192,7 +196,8 @@ def test_a_written_answer_has_a_strong_a_middling_and_a_weak_sample() -> None:
     for name, found in load_rubrics("week01").items():
         if found.is_written:
             shares = sorted(sample.points / found.points for sample in found.samples)
-            assert shares[0] < 0.5 and shares[-1] >= 0.8, name
+            assert shares[0] < 0.5, name
+            assert shares[-1] >= 0.8, name
             assert any(0.3 <= share < 0.8 for share in shares), f"{name} has no middling sample"
 
 
