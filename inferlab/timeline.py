@@ -95,7 +95,7 @@ def timeline(rows: Sequence[Row], unit: str = "ms") -> go.Figure:
     figure.update_yaxes(
         title="Request", type="category", categoryorder="array", categoryarray=names[::-1]
     )
-    return figure.update_layout(height=150 + 34 * len(rows), legend_y=1.02)
+    return figure.update_layout(height=max(240, 150 + 34 * len(rows)))
 
 
 def _check(rows: Sequence[Row], unit: str) -> None:
