@@ -22,6 +22,7 @@ from inferlab.publish.answers import ANSWER
 from inferlab.publish.editions import exercises
 from inferlab.publish.page import Cell
 from tests.server_fixture import our_server
+from tests.test_chapter_week04 import names
 
 PAGE = read_page(ROOT, Path("notebooks/week01-first-serving.md"))
 TEXT = (ROOT / "notebooks" / "week01-first-serving.md").read_text()
@@ -93,6 +94,15 @@ def test_each_visible_test_ends_by_installing_what_the_reader_wrote() -> None:
         installed = {ast.unparse(argument) for argument in last.value.args}
         # A helper with a leading underscore is reached through what uses it.
         assert installed >= {owner for owner in exercise.owners if not owner.startswith("_")}
+
+
+def test_a_name_that_another_cell_needs_is_assigned_in_one_cell_only() -> None:
+    """Otherwise running a cell again, or an exercise late, gives a later cell another's value."""
+    found = [names(cell.source) for cell in CODE]
+    needed = {name for _, _, read in found for name in read}
+    assigned = [name for here, _, _ in found for name in here]
+    assert {"closed_loop", "request_rates", "tiny_llm"} <= needed
+    assert {name for name in needed if assigned.count(name) > 1} == set()
 
 
 def test_a_reader_who_has_written_nothing_gets_through_the_theory(

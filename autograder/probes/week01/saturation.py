@@ -125,7 +125,8 @@ def noisy_server(code: Any, inputs: Any) -> list[Any]:
     counts = [inputs["count"]] * len(inputs["rates"])
     made = durations(inputs, inputs["rates"], counts)
     measured = [one * (1 + noise) for one, noise in zip(made, inputs["noise"])]
-    return found(code.locate_saturation(inputs["rates"], counts, measured))
+    # Who was followed is left out: C may be one of the rates, and rounding then decides.
+    return found(code.locate_saturation(inputs["rates"], counts, measured))[:2]
 
 
 @probe(
