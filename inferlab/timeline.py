@@ -93,7 +93,11 @@ def timeline(rows: Sequence[Row], unit: str = "ms") -> go.Figure:
     )
     figure.update_xaxes(title=f"Time since the first arrival ({unit})", rangemode="tozero")
     figure.update_yaxes(
-        title="Request", type="category", categoryorder="array", categoryarray=names[::-1]
+        title="Request",
+        type="category",
+        categoryorder="array",
+        categoryarray=names[::-1],
+        range=[-0.6, len(names) - 0.4],
     )
     return figure.update_layout(height=max(240, 150 + 34 * len(rows)))
 
