@@ -90,7 +90,7 @@ def for_top_k(random: np.random.Generator) -> dict[str, Any]:
     message="Top-k keeps exactly k tokens, of equal ones those with the lower ids; 0 and any k of "
     "at least the vocabulary keep all.",
 )
-def top_k(code: Any, inputs: Any) -> list[np.ndarray]:
+def exactly_k_survive(code: Any, inputs: Any) -> list[np.ndarray]:
     size = len(inputs["logits"])
     return [
         probabilities(code, logits, top_k=k)
@@ -114,7 +114,7 @@ def for_top_p(random: np.random.Generator) -> dict[str, Any]:
     message="The token that takes the sum to p belongs to the set, no other after it does, and at "
     "least one token is kept.",
 )
-def top_p(code: Any, inputs: Any) -> list[np.ndarray]:
+def smallest_set_survives(code: Any, inputs: Any) -> list[np.ndarray]:
     return [probabilities(code, inputs["logits"], top_p=p) for p in inputs["thresholds"]]
 
 
@@ -136,7 +136,7 @@ def for_order(random: np.random.Generator) -> dict[str, Any]:
     message="Temperature acts first, then top-k, then top-p on what top-k has left, and what "
     "remains is a distribution again.",
 )
-def together(code: Any, inputs: Any) -> np.ndarray:
+def three_filters_in_order(code: Any, inputs: Any) -> np.ndarray:
     settings = {name: inputs[name] for name in ("temperature", "top_k", "top_p")}
     return probabilities(code, inputs["logits"], **settings)
 

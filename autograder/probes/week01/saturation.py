@@ -98,7 +98,7 @@ def burst_runs(random: np.random.Generator) -> dict[str, Any]:
     message="An infinite rate is a rate: its run says what the server does when it is never short "
     "of work.",
 )
-def a_burst(code: Any, inputs: Any) -> list[Any]:
+def burst_among_runs(code: Any, inputs: Any) -> list[Any]:
     rates = [inf, *inputs["rates"]]
     made = durations(inputs, rates, inputs["counts"])
     return found(code.locate_saturation(rates, inputs["counts"], made))
@@ -154,7 +154,7 @@ def nothing_to_locate(code: Any, inputs: Any) -> list[bool]:
     inputs=equal_runs,
     message="Two unknowns cannot be found, and checked, with fewer than three runs: ValueError.",
 )
-def too_few(code: Any, inputs: Any) -> list[bool]:
+def fewer_than_three_runs(code: Any, inputs: Any) -> list[bool]:
     rates = [0.5 * inputs["capacity"], inf]
     made = durations(inputs, rates, [50, 50])
     return [

@@ -47,7 +47,7 @@ def a_run(random: np.random.Generator) -> dict[str, Any]:
     inputs=a_run,
     message="Each latency of a request counts from the right moment, in milliseconds.",
 )
-def single_requests(code: Any, inputs: Any) -> list[list[float]]:
+def latencies_one_by_one(code: Any, inputs: Any) -> list[list[float]]:
     return [
         [float(one.ttft_ms), float(one.tpot_ms), float(one.e2e_ms)]
         for one in answers(code, inputs["requests"])
@@ -63,7 +63,7 @@ def single_requests(code: Any, inputs: Any) -> list[list[float]]:
     message="TTFT, TPOT and E2E are distributions over requests, ITL is one over all intervals of "
     "all requests; mean, percentiles and maximum of each.",
 )
-def distributions(code: Any, inputs: Any) -> list[float]:
+def four_distributions(code: Any, inputs: Any) -> list[float]:
     metrics = code.summary(answers(code, inputs["requests"]))
     return floats(metrics, [*of("ttft"), *of("tpot"), *of("itl"), *of("e2e")])
 
@@ -87,7 +87,7 @@ def late_start(random: np.random.Generator) -> dict[str, Any]:
     message="A run lasts from the first request that is sent to the last token that comes, "
     "whichever requests these belong to.",
 )
-def throughput(code: Any, inputs: Any) -> list[float]:
+def length_and_rates_of_a_run(code: Any, inputs: Any) -> list[float]:
     metrics = code.summary(answers(code, inputs["requests"]))
     rates = ("requests_per_s", "output_tokens_per_s", "total_tokens_per_s")
     return floats(metrics, ["duration_s", "input_tokens", "output_tokens", *rates])
@@ -138,7 +138,7 @@ def failures(random: np.random.Generator) -> dict[str, Any]:
     message="A failed request has no latency and no tokens, but it was sent: it is counted, it may "
     "begin the run, and it did not keep to the objective.",
 )
-def failed_requests(code: Any, inputs: Any) -> list[float]:
+def requests_that_failed(code: Any, inputs: Any) -> list[float]:
     objective = {"ttft_ms": inputs["limit"], "tpot_ms": 60.0}
     metrics = code.summary(answers(code, inputs["requests"]), objective)
     counts = ("num_requests", "failed_requests", "input_tokens", "duration_s", "requests_per_s")
@@ -162,7 +162,7 @@ def bundled(random: np.random.Generator) -> dict[str, Any]:
     message="Tokens that come in one message are tokens all the same: between them lies an "
     "interval of zero, and every one counts for TPOT and throughput.",
 )
-def tokens_in_one_message(code: Any, inputs: Any) -> list[float]:
+def bundled_tokens(code: Any, inputs: Any) -> list[float]:
     metrics = code.summary(answers(code, inputs["requests"]))
     return floats(metrics, [*of("itl"), *of("tpot"), "output_tokens", "output_tokens_per_s"])
 
@@ -187,7 +187,7 @@ def objectives(random: np.random.Generator) -> dict[str, Any]:
     message="An answer is good if it keeps to both limits, and one that meets a limit exactly "
     "keeps to it.",
 )
-def goodput(code: Any, inputs: Any) -> list[Any]:
+def kept_to_the_objective(code: Any, inputs: Any) -> list[Any]:
     objective = {"ttft_ms": inputs["ttft_ms"], "tpot_ms": inputs["tpot_ms"]}
     made = answers(code, inputs["requests"])
     metrics = code.summary(made, objective)
@@ -209,6 +209,6 @@ def nothing(random: np.random.Generator) -> dict[str, Any]:
     inputs=nothing,
     message="A run of no requests, and one in which all failed, cannot be summarised: ValueError.",
 )
-def no_answers(code: Any, inputs: Any) -> list[bool]:
+def no_answer_at_all(code: Any, inputs: Any) -> list[bool]:
     failed = [code.Answer(inputs["sent_s"], [], 5)] * 2
     return [refuses(lambda: code.summary([])), refuses(lambda: code.summary(failed))]

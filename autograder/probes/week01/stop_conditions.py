@@ -78,7 +78,7 @@ def ends(random: np.random.Generator) -> dict[str, Any]:
     message="Held back is the longest end of the text with which some stop string begins: no "
     "character less, and none more.",
 )
-def held_back(code: Any, inputs: Any) -> list[int]:
+def most_that_may_wait(code: Any, inputs: Any) -> list[int]:
     fixed = [["aaa", ["aab"]], ["xab", ["abc", "bcd"]], ["ab", ["abcdef"]], ["", ["a"]], ["a", []]]
     fixed += [["aa", ["a"]], ["ababa", ["abac", "ababab"]]]
     return [int(code.num_held_back(text, stop)) for text, stop in [*inputs["cases"], *fixed]]
@@ -101,7 +101,7 @@ def streams(random: np.random.Generator) -> dict[str, Any]:
     message="Text is sent as soon as no later token can cut it off, and never a character of the "
     "stop string that ends the answer.",
 )
-def sent_text(code: Any, inputs: Any) -> list[Any]:
+def text_after_each_token(code: Any, inputs: Any) -> list[Any]:
     seen = []
     for token_ids, stop in zip(inputs["streams"], inputs["stops"]):
         detokenizer = code.Detokenizer(Pieces(inputs["pieces"]), stop)
@@ -127,7 +127,7 @@ def with_specials(random: np.random.Generator) -> dict[str, Any]:
     message="A special token is no text: it neither ends up in the answer nor separates the two "
     "halves of a stop string, and without stop strings a token ends nothing.",
 )
-def special_tokens(code: Any, inputs: Any) -> list[Any]:
+def specials_between_pieces(code: Any, inputs: Any) -> list[Any]:
     seen: list[Any] = []
     for stop in (inputs["stop"], []):
         detokenizer = code.Detokenizer(Pieces(["a", "b", "c", "bb", "<end>"], {4}), stop)
@@ -160,7 +160,7 @@ def run(code: Any, token_ids: Any, detokenizer: Any = None, **settings: Any) -> 
     message="A model that says it is done on the last token that it is allowed has stopped; the "
     "limit ended only an answer that would have gone on.",
 )
-def end_of_sequence(code: Any, inputs: Any) -> list[Any]:
+def end_on_the_boundary(code: Any, inputs: Any) -> list[Any]:
     limit, before = inputs["max_tokens"], inputs["before"]
     return [
         run(code, [*before[:length], EOS, *before], max_tokens=limit)
@@ -176,7 +176,7 @@ def end_of_sequence(code: Any, inputs: Any) -> list[Any]:
     message="With ignore_eos the end-of-sequence token is a token like others, unless it is also "
     "listed among the tokens that stop.",
 )
-def stop_tokens(code: Any, inputs: Any) -> list[Any]:
+def tokens_that_stop(code: Any, inputs: Any) -> list[Any]:
     limit, before = inputs["max_tokens"] + 2, inputs["before"]
     script = [*before[: limit - 3], EOS, 77, *before]
     return [
@@ -196,7 +196,7 @@ def stop_tokens(code: Any, inputs: Any) -> list[Any]:
     message="A complete stop string is a stop also on the last token allowed, and the token that "
     "stopped a request is no part of its text.",
 )
-def stop_strings(code: Any, inputs: Any) -> list[Any]:
+def stop_string_on_the_limit(code: Any, inputs: Any) -> list[Any]:
     limit, before = inputs["max_tokens"], inputs["before"]
     seen: list[Any] = []
     for stops_at in (limit - 1, limit, limit + 1):

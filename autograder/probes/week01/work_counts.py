@@ -47,7 +47,7 @@ def shortest(random: np.random.Generator) -> dict[str, Any]:
     inputs=prompts,
     message="Without a cache every step starts from nothing and computes the whole sequence.",
 )
-def without_cache(code: Any, inputs: Any) -> list[Any]:
+def work_without_cache(code: Any, inputs: Any) -> list[Any]:
     model = CountingModel()
     tokens = list(code.generate_without_cache(model, list(inputs["prompt"]), inputs["num_new"]))
     return [tokens, model.calls]
@@ -60,7 +60,7 @@ def without_cache(code: Any, inputs: Any) -> list[Any]:
     inputs=prompts,
     message="With a cache each position is computed once, and behind those that are there already.",
 )
-def with_cache(code: Any, inputs: Any) -> list[Any]:
+def work_with_cache(code: Any, inputs: Any) -> list[Any]:
     model = CountingModel()
     tokens = list(code.generate_with_cache(model, list(inputs["prompt"]), inputs["num_new"]))
     return [tokens, model.calls]
@@ -115,7 +115,7 @@ def sizes(random: np.random.Generator) -> dict[str, Any]:
     message="The formulas count positions exactly, as whole numbers, for an answer of one token "
     "as for one of thousands.",
 )
-def formulas(code: Any, inputs: Any) -> list[Any]:
+def formulas_for_any_length(code: Any, inputs: Any) -> list[Any]:
     pairs = [*inputs["sizes"], [1, 1], [7, 1], [1, 7]]
     return [
         [code.positions_without_cache(*pair), code.positions_with_cache(*pair)] for pair in pairs
@@ -133,7 +133,7 @@ def impossible(random: np.random.Generator) -> dict[str, Any]:
     inputs=impossible,
     message="An empty prompt and an empty answer are a ValueError, before anything is computed.",
 )
-def refused(code: Any, inputs: Any) -> list[Any]:
+def refused_before_computing(code: Any, inputs: Any) -> list[Any]:
     some = inputs["some"]
     model = CountingModel()
     seen: list[Any] = [
