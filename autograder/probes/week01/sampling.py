@@ -95,7 +95,7 @@ def exactly_k_survive(code: Any, inputs: Any) -> list[np.ndarray]:
     return [
         probabilities(code, logits, top_k=k)
         for logits in (inputs["logits"], inputs["ties"])
-        for k in (inputs["k"], 1, 0, size, size + 5)
+        for k in (inputs["k"], 1, 0, size - 1, size, size + 5)
     ]
 
 

@@ -12,7 +12,7 @@ EXERCISE = "week01-serving-metrics"
 CLOSE = 1e-6
 
 
-def drawn(random: np.random.Generator, count: int, longest: int = 12) -> list[list[Any]]:
+def drawn(random: np.random.Generator, count: int, longest: int = 9) -> list[list[Any]]:
     """Requests as [when it was sent, when its tokens came, length of its prompt], in seconds."""
     requests = []
     for sent_s in 50 + random.uniform(0, 3, count):
@@ -36,7 +36,7 @@ def of(kind: str) -> list[str]:
 
 
 def a_run(random: np.random.Generator) -> dict[str, Any]:
-    return {"requests": drawn(random, int(random.integers(7, 25)))}
+    return {"requests": drawn(random, int(random.integers(7, 16)))}
 
 
 @probe(
