@@ -19,7 +19,7 @@ class Pieces:
         self.special = set(special)
 
     def decode(self, token_ids: Any) -> str:
-        return "".join(self.pieces[i] for i in token_ids)
+        return "".join([self.pieces[token_id] for token_id in token_ids])
 
     def get_added_tokens_decoder(self) -> dict[int, Any]:
         return {i: SpecialToken() for i in self.special}
