@@ -13,6 +13,7 @@ from inferlab.analysis.roofline import (
     weights_read_bytes,
 )
 from inferlab.analysis.tiled_traffic import tiled_intensity, tiled_traffic
+from inferlab import lab
 from inferlab.engine import KVCacheManager, Request, SamplingParams, Scheduler
 from inferlab.sim.devices import DEVICES
 from inferlab.sim.shapes import SHAPES
@@ -152,3 +153,26 @@ def test_sixteen_tokens_take_sixteen_steps_the_first_of_them_with_the_prompt():
         steps.append(output.total_num_scheduled_tokens)
         scheduler.update_from_output(output, {"0": [7]})
     assert steps == [6] + [1] * 15
+
+
+def test_throughput_of_a_closed_loop_is_its_clients_over_the_latency():
+    for row in lab.load("week01/closed-loop").where(workload="short-short"):
+        in_flight = row["requests_per_s"] * row["e2e_mean_ms"] / 1000
+        assert in_flight == pytest.approx(row["max_concurrency"], rel=0.03)
+
+
+def test_eight_requests_a_second_fill_no_batch_of_64_and_make_1024_tokens():
+    in_flight = 8 * (0.145 + 127 * 0.0112)
+    assert in_flight == pytest.approx(12.5, abs=0.1)
+    assert in_flight < 13
+    assert 8 * 128 == 1_024 < 4_310
+
+
+@pytest.mark.parametrize("rate", [8, 32, 96])
+def test_the_load_generator_sends_in_exactly_the_time_that_the_rate_says(rate):
+    for samples in lab.load("week01/request-rates").samples(
+        engine="vllm", workload="short-short", request_rate=rate
+    ):
+        times = np.sort(samples["arrival_us"]) / 1e6
+        # Counted from the start, the last of 128 is sent after 128 / rate; the first has a gap too.
+        assert 127 / rate * 0.9 < times[-1] - times[0] <= 128 / rate + 0.02

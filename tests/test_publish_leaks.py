@@ -263,6 +263,18 @@ def test_a_member_with_a_body_is_named_with_its_file(bundle, root):
     ]
 
 
+def test_another_module_may_use_the_name_for_a_function_of_its_own(bundle, root):
+    own = "def halve(apple):\n    return apple.cut(2)\n"
+    for folder in (bundle, root):
+        (folder / "parts" / "kitchen.py").write_text(own)
+    assert leaks(bundle, root, "week04") == []
+    # Control: not if it was changed on its way into the bundle.
+    (bundle / "parts" / "kitchen.py").write_text(own.replace("2", "value"))
+    assert leaks(bundle, root, "week04") == [
+        "parts/kitchen.py: halve has a body; it must be the stub."
+    ]
+
+
 @pytest.mark.parametrize("place", [add_module, add_code_cell, add_markdown_fence, add_page])
 @pytest.mark.parametrize(
     "code",

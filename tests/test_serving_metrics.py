@@ -40,8 +40,31 @@ def test_goodput_counts_answers_that_keep_to_both() -> None:
 
 
 def test_no_answer_is_refused() -> None:
-    with pytest.raises(ValueError, match="no answer to summarise"):
-        summary([])
+    for answers in ([], [Answer(0.0, [], 5)]):
+        with pytest.raises(ValueError, match="no answer to summarise"):
+            summary(answers)
+
+
+def test_a_failed_request_counts_among_those_asked_for_and_nowhere_else() -> None:
+    good, failed = Answer(1.0, [1.2, 1.3], 10), Answer(0.5, [], 99)
+    objective = {"ttft_ms": 500, "tpot_ms": 500}
+    metrics = summary([good, failed], objective)
+    assert (metrics["num_requests"], metrics["failed_requests"]) == (1, 1)
+    assert metrics["duration_s"] == pytest.approx(0.8), "it was sent first"
+    assert metrics["input_tokens"] == 10
+    assert metrics["good_share"] == 0.5
+    assert metrics["goodput_requests_per_s"] == pytest.approx(1 / 0.8)
+    alone = summary([good], objective)
+    for name in ("ttft_p50_ms", "itl_p99_ms", "e2e_max_ms"):
+        assert metrics[name] == alone[name]
+    assert (alone["failed_requests"], alone["good_share"]) == (0, 1.0)
+
+
+def test_tokens_of_one_message_have_an_interval_of_zero() -> None:
+    metrics = summary([Answer(0.0, [0.1, 0.1, 0.3], 1)])
+    assert metrics["itl_p50_ms"] == pytest.approx(100)
+    assert metrics["tpot_mean_ms"] == pytest.approx(100)
+    assert metrics["output_tokens"] == 3
 
 
 @given(

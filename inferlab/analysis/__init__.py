@@ -9,17 +9,30 @@ from inferlab.analysis.fragmentation import (
     admit_contiguous,
     admit_paged,
 )
+from inferlab.analysis.generation_work import (
+    generate_with_cache,
+    generate_without_cache,
+    positions_with_cache,
+    positions_without_cache,
+)
 from inferlab.analysis.kv_memory import (
     kv_bytes_per_token,
     latent_kv_bytes_per_token,
     max_concurrent_sequences,
 )
+from inferlab.analysis.saturation import Saturation, locate_saturation
 
 __all__ = [
     "Admission",
+    "Saturation",
     "admit_contiguous",
     "admit_paged",
+    "generate_with_cache",
+    "generate_without_cache",
     "kv_bytes_per_token",
     "latent_kv_bytes_per_token",
+    "locate_saturation",
     "max_concurrent_sequences",
+    "positions_with_cache",
+    "positions_without_cache",
 ]

@@ -7,6 +7,9 @@ Of a request sent at time s whose n tokens reach the client at t_1 … t_n:
 - TPOT, time per output token: (t_n - t_1) / (n - 1), the mean ITL of a request.
 - E2E, end-to-end latency: t_n - s.
 
+A request that failed has no token. It has no latency either, but it was asked for: it counts among
+the requests of which goodput is a share. Tokens that come in one message come at one time.
+
 Percentiles of TTFT, TPOT and E2E are over requests, those of ITL over all intervals of all
 requests. They are linearly interpolated, as `vllm bench serve` does
 (vllm/benchmarks/serve.py:calculate_metrics).
@@ -24,7 +27,7 @@ class Answer(NamedTuple):
     """One request as its client saw it; times in seconds on one clock."""
 
     sent_s: float
-    token_s: Sequence[float]  # when each token came; at least one
+    token_s: Sequence[float]  # when each token came; none if the request failed
     input_tokens: int
 
     @property
@@ -47,21 +50,22 @@ def summary(
 ) -> dict[str, float]:
     """Throughput and latency of a run, under the names of the recorded results.
 
-    The run lasts from the first request to the last token. With an `objective` of `ttft_ms` and
-    `tpot_ms`, also the share of answers that kept to both and how many of these came a second.
+    The run lasts from the first request, also if that failed, to the last token. Everything else
+    is of the requests that did not fail. With an `objective` of `ttft_ms` and `tpot_ms`, also the
+    share of all requests, failed ones included, that kept to both, and how many came a second.
 
     Raises:
-        ValueError: if there is no answer.
+        ValueError: if no request has a token.
     """
+    sent, answers = answers, [answer for answer in answers if len(answer.token_s)]
     if not answers:
-        raise ValueError("There is no answer to summarise: a run has at least one request.")
-    start = min(answer.sent_s for answer in answers)
-    duration_s = max(answer.token_s[-1] for answer in answers) - start
-    outputs = sum(len(answer.token_s) for answer in answers)
-    inputs = sum(answer.input_tokens for answer in answers)
+        raise ValueError("There is no answer to summarise: a run has at least one with a token.")
+    duration_s = max(answer.token_s[-1] for answer in answers) - min(a.sent_s for a in sent)
+    outputs, inputs = sum(len(a.token_s) for a in answers), sum(a.input_tokens for a in answers)
     metrics = {
         "duration_s": duration_s,
         "num_requests": len(answers),
+        "failed_requests": len(sent) - len(answers),
         "input_tokens": inputs,
         "output_tokens": outputs,
         "requests_per_s": len(answers) / duration_s,
@@ -77,16 +81,14 @@ def summary(
     for name, values in latencies.items():
         metrics |= _distribution(name, values)
     if objective is not None:
-        share = sum(is_good(answer, objective) for answer in answers) / len(answers)
-        metrics |= {
-            "good_share": share,
-            "goodput_requests_per_s": share * metrics["requests_per_s"],
-        }
+        num_good = sum(is_good(answer, objective) for answer in answers)
+        metrics["good_share"] = num_good / len(sent)
+        metrics["goodput_requests_per_s"] = num_good / duration_s
     return metrics
 
 
 def is_good(answer: Answer, objective: Mapping[str, float]) -> bool:
-    """Whether an answer kept to the objective: `ttft_ms` and `tpot_ms`, each at most."""
+    """Whether an answer with a token kept to the objective: `ttft_ms` and `tpot_ms`, at most."""
     return answer.ttft_ms <= objective["ttft_ms"] and answer.tpot_ms <= objective["tpot_ms"]
 
 

@@ -28,14 +28,15 @@ NUM_REQUESTS, LONGEST = 256, 512
 LOADS = (0.2, 0.5, 0.7, 0.85, 1.0, 1.15, 1.4)  # of what the server sustains
 # Tokens of prompt and answer, after the named workloads of the experiments.
 LENGTHS = {
+    "chats": None,
     "short question, short answer": (128, 64),
     "long prompt, short answer": (4096, 64),
-    "short prompt, long answer": (128, 1024),
-    "chats": None,
 }
 OBJECTIVES = {
     "TTFT 500 ms, TPOT 50 ms": {"ttft_ms": 500.0, "tpot_ms": 50.0},
     "TTFT 2 s, TPOT 20 ms": {"ttft_ms": 2000.0, "tpot_ms": 20.0},
+    "TTFT 200 ms, TPOT 10 ms": {"ttft_ms": 200.0, "tpot_ms": 10.0},
+    "TTFT 10 s, TPOT 200 ms": {"ttft_ms": 10000.0, "tpot_ms": 200.0},
 }
 METRICS = (
     "ttft_p50_ms",
@@ -52,7 +53,7 @@ def sweep(scheduler_class: type[Scheduler] = Scheduler) -> Sweep:
     return Sweep(
         partial(rising_rate, scheduler_class=scheduler_class),
         [
-            Control("device", "GPU", ["A100-80GB SXM", "H100 SXM", "L40S"]),
+            Control("device", "GPU", ["A100-80GB SXM", "H100 SXM"]),
             Control("lengths", "Requests", list(LENGTHS)),
             Control("max_num_seqs", "Batch limit (sequences)", [64, 16, 4]),
             Control("objective", "Objective", list(OBJECTIVES)),

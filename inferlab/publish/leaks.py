@@ -80,21 +80,26 @@ def leaks(bundle: Path, root: Path, week: str) -> list[str]:
     no chapter, ValueError or PublishError when its exercises cannot be read.
     """
     solutions = _solutions(root, week)
+    members, homes = {solution.name for solution in solutions}, _homes(root, week)
     hidden = [*_probes(root, week), *_answers(root, week)]
     found: list[str] = []
     for path in sorted(path for path in bundle.rglob("*") if path.is_file()):
         if path.suffix == ".pyc":
             found.append(f"{path.relative_to(bundle)}: compiled code; leave it out.")
             continue
-        for text in _texts(path, path.relative_to(bundle).as_posix()):
-            found += _leaks_in(text, solutions, hidden)
+        place = path.relative_to(bundle)
+        # Another module of the package may use a member's name for a function of its own.
+        is_other = place not in homes and _is_same(path, root / place)
+        for text in _texts(path, place.as_posix()):
+            found += _leaks_in(text, set() if is_other else members, solutions, hidden)
     return list(dict.fromkeys(found))
 
 
-def _leaks_in(text: Text, solutions: list[Secret], hidden: list[Secret]) -> Iterator[str]:
+def _leaks_in(
+    text: Text, members: set[str], solutions: list[Secret], hidden: list[Secret]
+) -> Iterator[str]:
     tree = _parsed(text.content) if text.is_python else None
     if tree:
-        members = {solution.name for solution in solutions}
         for name, function in _functions(tree):
             if name in members and _body(function) != STUB[1]:
                 yield f"{text.place}: {name} has a body; it must be the stub."
@@ -115,6 +120,20 @@ def _leaks_in(text: Text, solutions: list[Secret], hidden: list[Secret]) -> Iter
     for marker in MARKERS:
         if marker in text.content:
             yield f"{text.place}: the marker {marker!r}; nbgrader should have removed it."
+
+
+def _homes(root: Path, week: str) -> set[Path]:
+    """The modules that define the week's members, relative to `root`."""
+    return {
+        Path(*module.split(".")).with_suffix(".py")
+        for cell in read_chapter(root, week).cells
+        if is_exercise(cell.source, cell.metadata)
+        for module in read_exercise(cell.source, cell.metadata).homes
+    }
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    return path.suffix == ".py" and other.is_file() and path.read_bytes() == other.read_bytes()
 
 
 def _solutions(root: Path, week: str) -> list[Secret]:

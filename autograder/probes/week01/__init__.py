@@ -1,0 +1,1 @@
+"""Probes of week 1: what the functions decide on inputs that nobody has seen."""

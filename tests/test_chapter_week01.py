@@ -1,0 +1,246 @@
+"""Week 1 as a reader meets it: what the page says, and the stream cell against a real server."""
+
+import ast
+import json
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autograder.rubric import load_rubrics
+from inferlab import lab
+from inferlab.analysis import locate_saturation
+from inferlab.engine import RequestStatus
+from inferlab.engine.request import FINISH_REASONS
+from inferlab.lab import engines
+from inferlab.lab.paths import ROOT
+from inferlab.publish import read_page
+from inferlab.publish.answers import ANSWER
+from inferlab.publish.editions import exercises
+from inferlab.publish.page import Cell
+from tests.server_fixture import our_server
+from tests.test_chapter_week04 import names
+
+PAGE = read_page(ROOT, Path("notebooks/week01-first-serving.md"))
+TEXT = (ROOT / "notebooks" / "week01-first-serving.md").read_text()
+CODE = [cell for cell in PAGE.cells if cell.kind == "code"]
+EXERCISES = exercises(PAGE)
+RATES = lab.load("week01/request-rates")
+POINTS = {
+    "week01-source-1": 2,
+    "week01-source-2": 2,
+    "week01-source-3": 2,
+    "week01-source-4": 2,
+    "week01-source-5": 1,
+    "week01-analysis-1": 6,
+    "week01-analysis-2": 6,
+    "week01-analysis-3": 6,
+    "week01-metrics-1": 12,
+    "week01-execution": 18,
+    "week01-presentation": 3,
+}
+# What a line that a model answer names has to hold.
+LINES = {
+    ("vllm/v1/core/sched/utils.py", 105): "if last_token_id == sampling_params.eos_token_id:",
+    ("vllm/v1/core/sched/utils.py", 109): "if last_token_id in (sampling_params.stop_token_ids",
+    ("vllm/v1/core/sched/utils.py", 116): "or request.num_output_tokens >= request.max_tokens",
+    ("vllm/v1/core/sched/utils.py", 118): "RequestStatus.FINISHED_LENGTH_CAPPED",
+    ("vllm/v1/engine/async_llm.py", 889): "await engine_core.abort_requests_async(",
+    ("vllm/v1/engine/output_processor.py", 820): "reqs_to_abort.append(req_id)",
+    ("vllm/v1/engine/core.py", 680): "self._process_aborts_queue()",
+    ("vllm/v1/engine/core.py", 1928): "self.aborts_queue.put_nowait(request)",
+    ("vllm/benchmarks/serve.py", 496): "normalize_factor = target_total_delay_s / delay_ts[-1]",
+    ("sglang/srt/managers/scheduler.py", 2033): "self.ingest_requests()",
+    ("sglang/srt/managers/scheduler.py", 2048): "result = self.run_batch(batch)",
+    ("sglang/srt/managers/scheduler.py", 2049): "self.process_batch_result(batch, result)",
+}
+
+
+def tags(cell: Cell) -> set[str]:
+    return set(cell.metadata.get("tags", []))
+
+
+def cell_with(words: str) -> str:
+    (found,) = [cell.source for cell in CODE if words in cell.source]
+    return found
+
+
+def answer_to(name: str) -> str:
+    """A model answer on one line."""
+    return " ".join(load_rubrics("week01")[name].model_answer.split())
+
+
+def test_the_exercises_are_worth_40_points_and_keep_their_names() -> None:
+    assert {name: exercise.points for name, (_, exercise) in EXERCISES.items()} == {
+        "week01-work-counts": 6,
+        "week01-serving-metrics": 10,
+        "week01-stop-conditions": 10,
+        "week01-sampling": 8,
+        "week01-saturation": 6,
+    }
+
+
+def test_each_visible_test_ends_by_installing_what_the_reader_wrote() -> None:
+    tests = [cell for cell in CODE if "test" in tags(cell)]
+    for cell, (name, (_, exercise)) in zip(tests, EXERCISES.items(), strict=True):
+        assert cell.source.startswith(f"# test: {name}\n")
+        last = ast.parse(cell.source).body[-1]
+        assert isinstance(last, ast.Expr)
+        assert isinstance(last.value, ast.Call)
+        assert ast.unparse(last.value.func) == "install"
+        installed = {ast.unparse(argument) for argument in last.value.args}
+        # A helper with a leading underscore is reached through what uses it.
+        assert installed >= {owner for owner in exercise.owners if not owner.startswith("_")}
+
+
+def test_a_name_that_another_cell_needs_is_assigned_in_one_cell_only() -> None:
+    """Otherwise running a cell again, or an exercise late, gives a later cell another's value."""
+    found = [names(cell.source) for cell in CODE]
+    needed = {name for _, _, read in found for name in read}
+    assigned = [name for here, _, _ in found for name in here]
+    assert {"closed_loop", "request_rates", "tiny_llm"} <= needed
+    assert {name for name in needed if assigned.count(name) > 1} == set()
+
+
+def test_a_reader_who_has_written_nothing_gets_through_the_theory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unwritten(*arguments: Any, **options: Any) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setenv("INFERLAB_CONTEXT", "book")
+    monkeypatch.setenv("INFERLAB_SERVER", "http://127.0.0.1:9")
+    for _, exercise in EXERCISES.values():
+        for home, members in exercise.homes.items():
+            module = import_module(home)
+            for member in members:
+                owner, _, method = member.rpartition(".")
+                target = getattr(module, owner) if owner else module
+                monkeypatch.setattr(target, method, unwritten)
+    namespace: dict[str, Any] = {}
+    for cell in CODE:
+        exec(cell.source, namespace)
+        if "exercise" in tags(cell):
+            break
+    shown = capsys.readouterr().out
+    assert "HTML object" in shown, "figures were shown"
+    assert "the recorded stream above stands in for it" in shown
+
+
+@pytest.mark.slow
+def test_the_stream_cell_streams_from_a_server_over_both_endpoints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with our_server() as server:
+        monkeypatch.setenv("INFERLAB_SERVER", server.url)
+        monkeypatch.setenv("INFERLAB_CONTEXT", "book")
+        namespace: dict[str, Any] = {}
+        exec(cell_with("import urllib.request"), namespace)
+        exec(cell_with("def stream_over_http"), namespace)
+    assert "The" in capsys.readouterr().out
+    completion, chat = namespace["live_rows"]
+    assert len(chat.token_s) == 16
+    assert 0 < len(completion.token_s) <= 16, "a special token is no text, and sends no event"
+    for row in (completion, chat):
+        assert row.arrived_s < row.token_s[0]
+        assert row.token_s == sorted(row.token_s)
+
+
+def test_what_the_captions_and_the_prose_say_of_the_recording_is_so() -> None:
+    short = {row["request_rate"]: row for row in RATES.where(engine="vllm", workload="short-short")}
+    for metric in ("ttft_p50_ms", "ttft_p99_ms", "itl_p50_ms", "itl_p99_ms"):
+        values = [short[rate][metric] for rate in (8, 32, 96)]
+        assert values == sorted(values), metric
+    long_calm = RATES.samples(engine="vllm", workload="long-short", request_rate=4)[0]
+    arrivals = long_calm["arrival_us"]
+    first_s = [sent + ttft for sent, ttft in zip(arrivals, long_calm["ttft_us"], strict=True)]
+    tokens = first_s[13] + np.cumsum([0, *long_calm["itls_us"][13]])
+    stall = int(np.argmax(np.diff(tokens)))
+    assert stall == 0, "the second token of request 13 is the one that waits"
+    assert all(arrivals[13] < arrivals[i] < first_s[13] for i in (14, 15, 16))
+    assert all(abs(first_s[i] - tokens[1]) < 1000 for i in (14, 15)), "they share a step"
+    assert tokens[1] < first_s[16] < tokens[2] + 1000
+    calm, small = (
+        lab.load("week01/kv-memory").where(request_rate=2, kv_cache_memory_bytes=size)[0]
+        for size in (128 * 2**20, 8 * 2**20)
+    )
+    assert calm["output_tokens_per_s"] == pytest.approx(small["output_tokens_per_s"], rel=0.01)
+    assert calm["ttft_p99_ms"] < small["ttft_p99_ms"]
+
+
+def test_the_fit_follows_96_short_requests_on_vllm_where_the_quotient_does_not() -> None:
+    points = [
+        point
+        for point in RATES.document["points"]
+        if point["parameters"]["engine"] == "vllm"
+        and point["parameters"]["workload"] == "short-short"
+    ]
+    rates = [float(point["parameters"]["request_rate"]) for point in points]
+    for repeat in range(3):
+        metrics = [point["repeats"][repeat]["metrics"] for point in points]
+        found = locate_saturation(
+            rates, [m["num_requests"] for m in metrics], [m["duration_s"] for m in metrics]
+        )
+        assert found.num_followed == 3
+        assert metrics[2]["requests_per_s"] < 0.9 * 96
+
+
+def test_the_golden_stop_string_straddles_two_tokens() -> None:
+    golden = json.loads((ROOT / "golden" / "week01.json").read_text())
+    assert golden["counters"] == [[5, 6], [6, 7], [7, 8], [8, 9]]
+    assert golden["stop"] not in golden["stopped"]["text"]
+    assert golden["finish_reasons"] == ["stop", "stop", "length"]
+    assert FINISH_REASONS[RequestStatus.FINISHED_STOPPED] == golden["stopped"]["reason"]
+
+
+def test_every_answer_cell_of_the_page_has_its_rubric_and_no_other() -> None:
+    assert sorted(ANSWER.findall(TEXT)) == sorted(POINTS)
+    assert {name: found.points for name, found in load_rubrics("week01").items()} == POINTS
+    assert sum(POINTS.values()) == 60
+
+
+def test_a_written_answer_has_a_strong_a_middling_and_a_weak_sample() -> None:
+    for name, found in load_rubrics("week01").items():
+        if found.is_written:
+            shares = sorted(sample.points / found.points for sample in found.samples)
+            assert shares[0] < 0.5, name
+            assert shares[-1] >= 0.8, name
+            assert any(0.3 <= share < 0.8 for share in shares), f"{name} has no middling sample"
+
+
+def test_every_line_that_a_model_answer_names_is_checked() -> None:
+    named = set()
+    for found in load_rubrics("week01").values():
+        file = ""
+        for match in re.finditer(r"`(\w+\.py)`|lines? (\d+)", found.model_answer):
+            file = match[1] or file
+            if match[2]:
+                named.add((file, int(match[2])))
+    assert named == {(Path(file).name, line) for file, line in LINES}
+
+
+@pytest.mark.engines
+def test_the_lines_hold_what_the_model_answers_say() -> None:
+    (packages,) = engines.environment_folder().glob("lib/python3*/site-packages")
+    for (file, line), words in LINES.items():
+        assert words in (packages / file).read_text().splitlines()[line - 1], f"{file}:{line}"
+
+
+def test_the_numbers_of_analysis_2_and_3_are_those_of_the_recording() -> None:
+    rows = {row["request_rate"]: row for row in RATES.where(engine="vllm", workload="long-short")}
+    text = answer_to("week01-analysis-2")
+    for rate in (4, 8):
+        p99, low, high = (rows[rate]["ttft_p99_ms" + end] for end in ("", "_min", "_max"))
+        assert f"{p99:,.0f} ms ({low:,.0f} to {high:,.0f})" in text
+    assert f"{rows[16]['ttft_p99_ms']:,.0f} ms at 16" in text
+    closed = lab.load("week01/closed-loop")
+    text = answer_to("week01-analysis-3")
+    for engine in ("vllm", "sglang"):
+        (row,) = closed.where(engine=engine, workload="short-short", max_concurrency=16)
+        assert f"{row['output_tokens_per_s']:,.0f}" in text
+        assert f"{row['itl_p99_ms']:.0f}" in text
+        (row,) = RATES.where(engine=engine, workload="short-short", request_rate=96)
+        assert f"{row['itl_p99_ms']:.0f}" in text
