@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from inferlab import golden, models
 from inferlab.analysis.model_shape import ModelShape
 from inferlab.analysis.operators import Precision, operators
@@ -17,80 +19,11 @@ from inferlab.models import corpus
 FLOAT32 = Precision(4.0, 4.0, 4.0, "fp32")
 
 
-def week03() -> dict[str, Any]:
-    """Six prompts, their greedy tokens, and what tiled products load for them.
-
-    The prompts run together and one after another: the same tokens and the same arithmetic, but
-    the weights are loaded once a step however many sequences it serves.
-    """
-    checkpoint = models.path("tiny-chat")
-    tokenizer = LLM(checkpoint).tokenizer
-    examples = [corpus.held_out_examples(task, 2)[i] for task in corpus.TASKS for i in (0, 1)][:6]
-    prompts = [
-        tokenizer.encode(f"<|bos|><|user|>{example.prompt}<|end|><|assistant|>").ids
-        for example in examples
-    ]
-    params = SamplingParams(max_tokens=16, temperature=0, ignore_eos=True)
-    shape = ModelShape.from_config(json.loads((checkpoint / "config.json").read_text()))
-    counts: dict[str, dict[str, int]] = {}
-    tokens: list[list[int]] = []
-    for name, groups in (("together", [prompts]), ("one_by_one", [[one] for one in prompts])):
-        engine = CountedEngine(checkpoint)
-        tokens = [tokens for group in groups for tokens in engine.generate(group, params)]
-        found = [one for step in engine.steps for one in operators(shape, step, FLOAT32)]
-        counts[name] = engine.counts() | {
-            "flop": int(sum(one.flop for one in found)),
-            "bytes": int(sum(one.bytes for one in found)),
-        }
-    return {
-        "weights_sha256": models.weights_hash("tiny-chat"),
-        "max_tokens": params.max_tokens,
-        "prompts": prompts,
-        "tokens": tokens,
-        "counts": counts,
-    }
-
-
-def week02() -> dict[str, Any]:
-    """Eight prompts, their greedy tokens, and the steps that they take under three settings."""
-    checkpoint = models.path("tiny-chat")
-    tokenizer = LLM(checkpoint).tokenizer
-    examples = [corpus.held_out_examples(task, 2)[i] for task in corpus.TASKS for i in (0, 1)][:8]
-    prompts = [
-        tokenizer.encode(f"<|bos|><|user|>{example.prompt}<|end|><|assistant|>").ids
-        for example in examples
-    ]
-    params = SamplingParams(max_tokens=16, temperature=0, ignore_eos=True)
-    settings = {
-        "alone": {"budget": 2048, "max_num_seqs": 1},
-        "tight": {"budget": 8, "max_num_seqs": 64},
-        "together": {"budget": 2048, "max_num_seqs": 64},
-    }
-    steps, computed, tokens = {}, set(), []
-    for name, setting in settings.items():
-        composition: list[int] = []
-        llm = LLM(
-            checkpoint,
-            max_num_batched_tokens=setting["budget"],
-            max_num_seqs=setting["max_num_seqs"],
-            enable_prefix_caching=False,
-            on_schedule=lambda output, seen=composition: seen.append(  # type: ignore[misc]
-                output.total_num_scheduled_tokens
-            ),
-        )
-        tokens = [completion.token_ids for completion in llm.generate(prompts, params)]
-        steps[name] = len(composition)
-        computed.add(sum(composition))
-    (computed_tokens,) = computed
-    return {
-        "weights_sha256": models.weights_hash("tiny-chat"),
-        "max_tokens": params.max_tokens,
-        "prompts": prompts,
-        "tokens": tokens,
-        "settings": settings,
-        "steps": steps,
-        "computed_tokens": computed_tokens,
-    }
+def questions(tokenizer: Tokenizer, count: int) -> list[list[int]]:
+    """Prompts that the checkpoint was not trained on, in its chat template; two of each task."""
+    examples = [corpus.held_out_examples(task, 2)[i] for task in corpus.TASKS for i in (0, 1)]
+    texts = [f"<|bos|><|user|>{example.prompt}<|end|><|assistant|>" for example in examples[:count]]
+    return [tokenizer.encode(text).ids for text in texts]
 
 
 def week01() -> dict[str, Any]:
@@ -149,15 +82,76 @@ def week01() -> dict[str, Any]:
     }
 
 
+def week02() -> dict[str, Any]:
+    """Eight prompts, their greedy tokens, and the steps that they take under three settings."""
+    checkpoint = models.path("tiny-chat")
+    prompts = questions(LLM(checkpoint).tokenizer, 8)
+    params = SamplingParams(max_tokens=16, temperature=0, ignore_eos=True)
+    settings = {
+        "alone": {"budget": 2048, "max_num_seqs": 1},
+        "tight": {"budget": 8, "max_num_seqs": 64},
+        "together": {"budget": 2048, "max_num_seqs": 64},
+    }
+    steps, computed, tokens = {}, set(), []
+    for name, setting in settings.items():
+        composition: list[int] = []
+        llm = LLM(
+            checkpoint,
+            max_num_batched_tokens=setting["budget"],
+            max_num_seqs=setting["max_num_seqs"],
+            enable_prefix_caching=False,
+            on_schedule=lambda output, seen=composition: seen.append(  # type: ignore[misc]
+                output.total_num_scheduled_tokens
+            ),
+        )
+        tokens = [completion.token_ids for completion in llm.generate(prompts, params)]
+        steps[name] = len(composition)
+        computed.add(sum(composition))
+    (computed_tokens,) = computed
+    return {
+        "weights_sha256": models.weights_hash("tiny-chat"),
+        "max_tokens": params.max_tokens,
+        "prompts": prompts,
+        "tokens": tokens,
+        "settings": settings,
+        "steps": steps,
+        "computed_tokens": computed_tokens,
+    }
+
+
+def week03() -> dict[str, Any]:
+    """Six prompts, their greedy tokens, and what tiled products load for them.
+
+    The prompts run together and one after another: the same tokens and the same arithmetic, but
+    the weights are loaded once a step however many sequences it serves.
+    """
+    checkpoint = models.path("tiny-chat")
+    prompts = questions(LLM(checkpoint).tokenizer, 6)
+    params = SamplingParams(max_tokens=16, temperature=0, ignore_eos=True)
+    shape = ModelShape.from_config(json.loads((checkpoint / "config.json").read_text()))
+    counts: dict[str, dict[str, int]] = {}
+    tokens: list[list[int]] = []
+    for name, groups in (("together", [prompts]), ("one_by_one", [[one] for one in prompts])):
+        engine = CountedEngine(checkpoint)
+        tokens = [tokens for group in groups for tokens in engine.generate(group, params)]
+        found = [one for step in engine.steps for one in operators(shape, step, FLOAT32)]
+        counts[name] = engine.counts() | {
+            "flop": int(sum(one.flop for one in found)),
+            "bytes": int(sum(one.bytes for one in found)),
+        }
+    return {
+        "weights_sha256": models.weights_hash("tiny-chat"),
+        "max_tokens": params.max_tokens,
+        "prompts": prompts,
+        "tokens": tokens,
+        "counts": counts,
+    }
+
+
 def week04() -> dict[str, Any]:
     """Eight prompts, their greedy tokens, and the most blocks that they hold at once."""
     checkpoint = models.path("tiny-chat")
-    tokenizer = LLM(checkpoint).tokenizer
-    examples = [corpus.held_out_examples(task, 2)[i] for task in corpus.TASKS for i in (0, 1)][:8]
-    prompts = [
-        tokenizer.encode(f"<|bos|><|user|>{example.prompt}<|end|><|assistant|>").ids
-        for example in examples
-    ]
+    prompts = questions(LLM(checkpoint).tokenizer, 8)
     params = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
     peaks, tokens = {}, []
     for block_size in (4, 16, 64):
@@ -185,9 +179,12 @@ def week04() -> dict[str, Any]:
     }
 
 
-WEEKS: dict[str, Callable[[], dict[str, Any]]] = {"week03": week03, "week04": week04}
-WEEKS: dict[str, Callable[[], dict[str, Any]]] = {"week02": week02, "week04": week04}
-WEEKS: dict[str, Callable[[], dict[str, Any]]] = {"week01": week01, "week04": week04}
+WEEKS: dict[str, Callable[[], dict[str, Any]]] = {
+    "week01": week01,
+    "week02": week02,
+    "week03": week03,
+    "week04": week04,
+}
 
 if __name__ == "__main__":
     for week, generate in WEEKS.items():

@@ -5,6 +5,7 @@ from math import ceil
 import numpy as np
 import pytest
 
+from inferlab import lab
 from inferlab.analysis.operators import BF16, StepShape, operators
 from inferlab.analysis.roofline import (
     Ceilings,
@@ -13,7 +14,6 @@ from inferlab.analysis.roofline import (
     weights_read_bytes,
 )
 from inferlab.analysis.tiled_traffic import tiled_intensity, tiled_traffic
-from inferlab import lab
 from inferlab.engine import KVCacheManager, Request, SamplingParams, Scheduler
 from inferlab.sim.devices import DEVICES
 from inferlab.sim.shapes import SHAPES
