@@ -1,13 +1,7 @@
 """Week 3 as a reader meets it: cells that run again, and prose that is true of the record."""
 
-import ast
-import builtins
 import json
-import symtable
-from importlib import import_module
-from pathlib import Path
 from statistics import median
-from typing import Any
 
 import pytest
 
@@ -21,18 +15,10 @@ from inferlab.analysis.roofline import (
     step_floor_ms,
     utilisation,
 )
-from inferlab.lab import engines
 from inferlab.lab.paths import ROOT
-from inferlab.publish import read_page
-from inferlab.publish.answers import ANSWER
-from inferlab.publish.editions import exercises
 from inferlab.publish.page import Cell
 from inferlab.sim.shapes import SHAPES
 
-PATH = Path("notebooks/week03-roofline.md")
-PAGE = read_page(ROOT, PATH)
-CODE = [cell for cell in PAGE.cells if cell.kind == "code"]
-EXERCISES = exercises(PAGE)
 LLAMA_8B = SHAPES["Llama-3.1-8B"]
 A100, L40S = Ceilings(312e12, 2039e9), Ceilings(362.05e12, 864e9)
 ARMS = ["a layer of the model", "weights beyond a core's cache"]
@@ -40,80 +26,6 @@ ARMS = ["a layer of the model", "weights beyond a core's cache"]
 
 def tags(cell: Cell) -> set[str]:
     return set(cell.metadata.get("tags", []))
-
-
-def test_the_exercises_are_worth_40_points() -> None:
-    points = {name: exercise.points for name, (_, exercise) in EXERCISES.items()}
-    assert points == {
-        "week03-operators": 10,
-        "week03-decode-floor": 8,
-        "week03-tiled-traffic": 8,
-        "week03-copy-kernel": 4,
-        "week03-tiled-kernel": 10,
-    }
-
-
-def test_each_visible_test_ends_by_installing_what_the_reader_wrote() -> None:
-    tests = [cell for cell in CODE if "test" in tags(cell)]
-    assert len(tests) == len(EXERCISES) == 5
-    for cell, (name, (_, exercise)) in zip(tests, EXERCISES.items(), strict=True):
-        assert cell.source.startswith(f"# test: {name}\n")
-        last = ast.parse(cell.source).body[-1]
-        assert isinstance(last, ast.Expr)
-        assert isinstance(last.value, ast.Call)
-        assert ast.unparse(last.value.func) == "install"
-        assert {ast.unparse(argument) for argument in last.value.args} == exercise.owners
-
-
-def names(source: str) -> tuple[set[str], set[str], set[str]]:
-    """Names that a cell assigns, those it imports, and those it needs from other cells."""
-    assigned, imported, read = set(), set(), set()
-    tables = [symtable.symtable(source, "cell", "exec")]
-    for table in tables:
-        tables += table.get_children()
-        for symbol in table.get_symbols():
-            if table.get_type() == "module":
-                assigned |= {symbol.get_name()} if symbol.is_assigned() else set()
-                imported |= {symbol.get_name()} if symbol.is_imported() else set()
-            if symbol.is_referenced() and symbol.is_global():
-                read.add(symbol.get_name())
-    return assigned - imported, imported, read - assigned - imported - set(dir(builtins))
-
-
-def test_a_name_that_another_cell_needs_is_assigned_in_one_cell_only() -> None:
-    """Otherwise running a cell again, or an exercise late, gives a later cell another's value."""
-    found = [names(cell.source) for cell in CODE]
-    needed = {name for _, _, read in found for name in read}
-    assert {"A100", "engine_run", "llama", "half", "peak_rate", "operators"} <= needed
-    assigned = [name for here, _, _ in found for name in here]
-    assert {name for name in needed if assigned.count(name) > 1} == set()
-
-
-def stub_out_the_exercises(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unwritten(*arguments: Any, **options: Any) -> None:
-        raise NotImplementedError
-
-    for _, exercise in EXERCISES.values():
-        for home, members in exercise.homes.items():
-            for member in members:
-                monkeypatch.setattr(import_module(home), member, unwritten)
-
-
-def test_a_reader_who_has_written_nothing_gets_through_the_theory(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("INFERLAB_CONTEXT", "book")
-    monkeypatch.setattr("inferlab.lab.machine.seconds_per_call", lambda call: [1e-3])
-    stub_out_the_exercises(monkeypatch)
-    cells = iter(CODE)
-    namespace: dict[str, Any] = {}
-    for cell in cells:
-        exec(cell.source, namespace)
-        if "exercise" in tags(cell):
-            break
-    assert "HTML object" in capsys.readouterr().out, "figures were shown"
-    with pytest.raises(NotImplementedError):
-        exec(next(cells).source, namespace)
 
 
 # What captions and prose say of the recorded experiments.
@@ -176,36 +88,10 @@ def test_the_engine_is_at_a_thirtieth_to_a_quarter_of_the_roof() -> None:
 
 # The instructor's answers.
 
-LINES = {
-    ("v1/metrics/perf.py", 133): "self.prefill_token_context_product += num_tokens * context_len",
-    ("v1/metrics/perf.py", 603): "attn_qk += 2 * q * TC_full * d * L_full",
-    ("v1/metrics/perf.py", 661): "* self.activation_byte_size",
-    ("v1/metrics/perf.py", 671): "* self.cache_byte_size",
-    ("v1/metrics/perf.py", 1290): "num_activated_experts = min(num_activated_tokens, num_experts)",
-    ("model_executor/determinism/batch_invariant.py", 39): "def _compute_pid(",
-    ("model_executor/determinism/batch_invariant.py", 44): "pid_n = (tile_id % num_pid_in_group)",
-}
-
 
 def text_of(name: str) -> str:
     """A model answer on one line."""
     return " ".join(load_rubrics("week03")[name].model_answer.split())
-
-
-def test_every_answer_cell_has_its_rubric_and_together_they_are_worth_60() -> None:
-    rubrics = load_rubrics("week03")
-    assert sorted(ANSWER.findall((ROOT / PATH).read_text())) == sorted(rubrics)
-    assert sum(found.points for found in rubrics.values()) == 60
-
-
-@pytest.mark.parametrize(("place", "holds"), LINES.items(), ids=str)
-def test_the_lines_that_model_answers_name(place: tuple[str, int], holds: str) -> None:
-    file, line = place
-    packages = (engines.environment_folder() / "lib").glob("python3*/site-packages")
-    found = [folder / "vllm" / file for folder in packages if (folder / "vllm" / file).exists()]
-    if not found:
-        pytest.skip("needs the engines")
-    assert holds in found[0].read_text().splitlines()[line - 1]
 
 
 def test_the_model_answer_on_chunks() -> None:

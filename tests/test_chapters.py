@@ -53,7 +53,9 @@ def test_each_visible_test_ends_by_installing_what_the_reader_wrote(week: str) -
         assert isinstance(last, ast.Expr)
         assert isinstance(last.value, ast.Call)
         assert ast.unparse(last.value.func) == "install"
-        assert {ast.unparse(argument) for argument in last.value.args} == exercise.owners
+        installed = {ast.unparse(argument) for argument in last.value.args}
+        # A helper with a leading underscore is reached through what uses it.
+        assert installed == {owner for owner in exercise.owners if owner[0] != "_"}
 
 
 def names(source: str) -> tuple[set[str], set[str], set[str]]:
