@@ -12,11 +12,6 @@ from inferlab import lab
 from inferlab.analysis.benchmark import speedup, summarise
 from inferlab.analysis.trace import begins_in, read_spans
 from inferlab.lab.upstream import UPSTREAM
-from inferlab.publish.page import Cell
-
-
-def tags(cell: Cell) -> set[str]:
-    return set(cell.metadata.get("tags", []))
 
 
 def test_the_experiment_that_needs_a_gpu_costs_nobody_points(tmp_path: Path) -> None:

@@ -16,16 +16,11 @@ from inferlab.analysis.roofline import (
     utilisation,
 )
 from inferlab.lab.paths import ROOT
-from inferlab.publish.page import Cell
 from inferlab.sim.shapes import SHAPES
 
 LLAMA_8B = SHAPES["Llama-3.1-8B"]
 A100, L40S = Ceilings(312e12, 2039e9), Ceilings(362.05e12, 864e9)
 ARMS = ["a layer of the model", "weights beyond a core's cache"]
-
-
-def tags(cell: Cell) -> set[str]:
-    return set(cell.metadata.get("tags", []))
 
 
 # What captions and prose say of the recorded experiments.

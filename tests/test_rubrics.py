@@ -30,7 +30,7 @@ def test_every_line_that_a_model_answer_names_is_checked(week: str) -> None:
         file = ""
         # A line without a file belongs to the file that was named last.
         for match in re.finditer(
-            r"`(\w+\.py)`|lines? (\d+)(?: (?:to|and) (\d+))?", found.model_answer
+            r"`(?:\w+/)*(\w+\.py)`|lines? (\d+)(?: (?:to|and) (\d+))?", found.model_answer
         ):
             file = match[1] or file
             named |= {(file, int(line)) for line in match.groups()[1:] if line}
