@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from inferlab.sim import calibration
-from inferlab.sim.calibrate import calibrate, fitted, this_machine
+from inferlab.sim.calibrate import calibrate, fitted, fitted_machine, this_machine
 from inferlab.sim.fidelity import compare
 from inferlab.sim.recorded_points import recorded_points
 from inferlab.sim.step_time import Overheads
@@ -88,3 +88,8 @@ def test_the_committed_fit_is_what_the_recorded_results_give() -> None:
     found = calibrate(this_machine())
     assert found.values == pytest.approx(fitted().values, rel=1e-3)
     assert all(1 < factor < 3 for factor in found.factors.values()), "a constant is not known"
+
+
+def test_the_committed_machine_is_the_one_that_week_3_measured() -> None:
+    """A student's bundle of another week holds no results of week 3."""
+    assert fitted_machine() == this_machine()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,14 @@ def this_machine() -> Machine:
     )
     model = ModelShape.from_config(json.loads(TINY_CHAT.read_text(encoding="utf-8")))
     return Machine(device, model, Precision(4.0, 4.0, 4.0, "fp32"))
+
+
+def fitted_machine() -> Machine:
+    """`this_machine` as it was when the constants were fitted: needs no other week's results."""
+    kept: dict[str, Any] = json.loads(FITTED_OVERHEADS.read_text(encoding="utf-8"))["machine"]
+    return Machine(
+        Device(**kept["device"]), ModelShape(**kept["model"]), Precision(**kept["precision"])
+    )
 
 
 def _best(experiment: str, metric: str) -> float:
@@ -102,11 +111,19 @@ def fitted() -> Fit:
     return Fit(**kept)
 
 
+def as_data(machine: Machine) -> dict[str, Any]:
+    """The machine as `fitted_machine` reads it."""
+    return {name: asdict(value) for name, value in machine._asdict().items()}
+
+
 def main() -> None:
     machine = this_machine()
     found = calibrate(machine)
     FITTED_OVERHEADS.write_text(
-        json.dumps({"fit": found._asdict(), "to": sorted(FIT_TO)}, indent=2) + "\n",
+        json.dumps(
+            {"fit": found._asdict(), "to": sorted(FIT_TO), "machine": as_data(machine)}, indent=2
+        )
+        + "\n",
         encoding="utf-8",
     )
     print(found)
