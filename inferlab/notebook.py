@@ -8,6 +8,7 @@ import html
 import json
 import math
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from types import EllipsisType
 from typing import Any
@@ -134,6 +135,30 @@ def figure_html(payload: dict[str, Any], caption: str, badge: str | None, alt: s
     )
 
 
+def show_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
+    """Display rows of text as a table; Markdown that a cell prints is not rendered."""
+    from IPython.display import HTML, display
+
+    display(HTML(table_html(head, rows)))  # type: ignore[no-untyped-call]
+
+
+def table_html(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """The table as HTML.
+
+    Raises ValueError when a row has another number of cells than the head.
+    """
+
+    def line(tag: str, cells: Sequence[object]) -> str:
+        if len(cells) != len(head):
+            raise ValueError(f"A row has {len(cells)} cells and the head {len(head)}: {cells}.")
+        return "".join(
+            ["<tr>", *(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells), "</tr>"]
+        )
+
+    body = "".join(line("td", row) for row in rows)
+    return f"<table><thead>{line('th', head)}</thead><tbody>{body}</tbody></table>"
+
+
 class Predictions:
     """The reader's guesses in this kernel: made before a result, compared with it afterwards."""
 
@@ -180,16 +205,16 @@ class Predictions:
                 f"The prediction {name!r} is about {', '.join(guesses)}, "
                 f"the result about {', '.join(measured)}."
             )
-        rows = "".join(
-            f"<tr><td>{html.escape(_words(quantity))}</td><td>{_guess_text(guesses[quantity])}</td>"
-            f"<td>{format_said(Said(quantity, _plain(quantity, value), ''))}</td></tr>"
+        rows = [
+            (
+                _words(quantity),
+                _guess_text(guesses[quantity]),
+                format_said(Said(quantity, _plain(quantity, value), "")),
+            )
             for quantity, value in measured.items()
-        )
-        head = "<tr><th></th><th>predicted</th><th>result</th></tr>"
-        _display_box(
-            f"Prediction and result: {_words(name)}",
-            f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>",
-        )
+        ]
+        table = table_html(["", "predicted", "result"], rows)
+        _display_box(f"Prediction and result: {_words(name)}", table)
 
 
 predict = Predictions()

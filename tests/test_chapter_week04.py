@@ -1,10 +1,6 @@
 """Week 4 as a reader meets it: cells that can be run again, replays that need no engine."""
 
-import ast
-import builtins
-import symtable
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,94 +13,14 @@ from inferlab.lab.paths import ROOT
 from inferlab.lab.pool_replay import count_events, first_difference, random_operations, replay
 from inferlab.lab.upstream import UPSTREAM
 from inferlab.publish import read_page
-from inferlab.publish.editions import exercises
 from inferlab.publish.page import Cell
 
 PAGE = read_page(ROOT, Path("notebooks/week04-paged-attention.md"))
 CODE = [cell for cell in PAGE.cells if cell.kind == "code"]
-EXERCISES = exercises(PAGE)
 
 
 def tags(cell: Cell) -> set[str]:
     return set(cell.metadata.get("tags", []))
-
-
-def test_the_exercises_are_worth_40_points() -> None:
-    points = {name: exercise.points for name, (_, exercise) in EXERCISES.items()}
-    assert points == {
-        "week04-fragmentation": 5,
-        "week04-free-queue": 6,
-        "week04-block-pool": 9,
-        "week04-allocate-slots": 7,
-        "week04-paged-attention": 8,
-        "week04-paged-kernel": 5,
-    }
-
-
-def test_each_visible_test_ends_by_installing_what_the_reader_wrote() -> None:
-    tests = [cell for cell in CODE if "test" in tags(cell)]
-    assert len(tests) == len(EXERCISES) == 6
-    for cell, (name, (_, exercise)) in zip(tests, EXERCISES.items(), strict=True):
-        assert cell.source.startswith(f"# test: {name}\n")
-        last = ast.parse(cell.source).body[-1]
-        assert isinstance(last, ast.Expr)
-        assert isinstance(last.value, ast.Call)
-        assert ast.unparse(last.value.func) == "install"
-        assert {ast.unparse(argument) for argument in last.value.args} == exercise.owners
-
-
-def names(source: str) -> tuple[set[str], set[str], set[str]]:
-    """Names that a cell assigns, those it imports, and those it needs from other cells."""
-    assigned, imported, read = set(), set(), set()
-    tables = [symtable.symtable(source, "cell", "exec")]
-    for table in tables:
-        tables += table.get_children()
-        for symbol in table.get_symbols():
-            if table.get_type() == "module":
-                assigned |= {symbol.get_name()} if symbol.is_assigned() else set()
-                imported |= {symbol.get_name()} if symbol.is_imported() else set()
-            if symbol.is_referenced() and symbol.is_global():
-                read.add(symbol.get_name())
-    return assigned - imported, imported, read - assigned - imported - set(dir(builtins))
-
-
-def test_a_name_that_another_cell_needs_is_assigned_in_one_cell_only() -> None:
-    """Otherwise running a cell again, or an exercise late, gives a later cell another's value."""
-    found = [names(cell.source) for cell in CODE]
-    needed = {name for _, _, read in found for name in read}
-    assert {"kappa", "context_lengths", "decode_bound", "BlockPool"} <= needed
-    assert "BlockPool" in {name for _, imported, _ in found for name in imported}
-    assigned = [name for here, _, _ in found for name in here]
-    assert {name for name in needed if assigned.count(name) > 1} == set()
-
-
-def stub_out_the_exercises(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unwritten(*arguments: Any, **options: Any) -> None:
-        raise NotImplementedError
-
-    for _, exercise in EXERCISES.values():
-        for home, members in exercise.homes.items():
-            module = import_module(home)
-            for member in members:
-                owner, _, method = member.rpartition(".")
-                target = getattr(module, owner) if owner else module
-                monkeypatch.setattr(target, method, unwritten)
-
-
-def test_a_reader_who_has_written_nothing_gets_through_the_theory(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("INFERLAB_CONTEXT", "book")
-    stub_out_the_exercises(monkeypatch)
-    cells = iter(CODE)
-    namespace: dict[str, Any] = {}
-    for cell in cells:
-        exec(cell.source, namespace)
-        if "exercise" in tags(cell):
-            break
-    assert "HTML object" in capsys.readouterr().out, "figures were shown"
-    with pytest.raises(NotImplementedError):
-        exec(next(cells).source, namespace)
 
 
 @pytest.fixture

@@ -4,16 +4,15 @@ import io
 import sys
 from contextlib import redirect_stdout
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from autograder.hidden_cell import SEED, cases_of, reference, run_cell, sees_as_expected
 from autograder.mutants import Mutant, load_mutants
-from autograder.probe import load, probes_of
-from inferlab.publish import expand, read_page
-from inferlab.publish.editions import exercises
+from autograder.probe import probes_of
+from inferlab.publish import expand
+from tests.chapters import EXERCISES, PAGES, week_of
 from tests.site_fixture import REPOSITORY
 
 pytestmark = [
@@ -21,25 +20,26 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # mutants overflow
 ]
 
-PAGE = read_page(REPOSITORY, Path("notebooks/week04-paged-attention.md"))
-EXERCISES = {name: exercise for name, (_, exercise) in exercises(PAGE).items()}
-MUTANTS = load_mutants("week04")
+MUTANTS = [mutant for week in PAGES for mutant in load_mutants(week)]
+CELLS = [cell for page in PAGES.values() for cell in page.cells if cell.kind == "code"]
 TESTS = {
     cell.source.partition("\n")[0].removeprefix("# test: "): cell.source
-    for cell in PAGE.cells
-    if cell.kind == "code" and cell.source.startswith("# test: ")
+    for cell in CELLS
+    if cell.source.startswith("# test: ")
 }
 
 
 def setups():
-    """The setup cells above each exercise and below the one before it."""
-    found, waiting = {}, []
-    for cell in PAGE.cells:
-        if "setup" in cell.metadata.get("tags", []):
-            waiting.append(cell.source)
-        elif cell.source.startswith("# exercise: "):
-            found[cell.source.partition("\n")[0].removeprefix("# exercise: ")] = waiting
-            waiting = []
+    """The setup cells above each exercise and below the one before it, in the same chapter."""
+    found = {}
+    for page in PAGES.values():
+        waiting = []
+        for cell in page.cells:
+            if "setup" in cell.metadata.get("tags", []):
+                waiting.append(cell.source)
+            elif cell.source.startswith("# exercise: "):
+                found[cell.source.partition("\n")[0].removeprefix("# exercise: ")] = waiting
+                waiting = []
     return found
 
 
@@ -53,7 +53,8 @@ def nothing(*arguments, **options):
 @cache
 def names_before(exercise):
     """The notebook's variables when the reader comes to the exercise, all earlier ones solved."""
-    earlier = list(EXERCISES)[: list(EXERCISES).index(exercise)]
+    chapter = [name for name in EXERCISES if week_of(name) == week_of(exercise)]
+    earlier = chapter[: chapter.index(exercise)]
     names = {}
     if earlier:
         names = visible_test(earlier[-1], expand(REPOSITORY, EXERCISES[earlier[-1]], solution=True))
@@ -115,9 +116,11 @@ def test_a_mutant_passes_the_visible_test_and_some_but_not_all_probes(number):
 
 
 @pytest.mark.slow
-def test_every_probe_catches_a_mutant():
-    caught = set().union(*(caught_by(number) for number in range(len(MUTANTS))))
-    assert {probe.name for probe in load("week04")} - caught == set()
+@pytest.mark.parametrize("name", EXERCISES)
+def test_every_probe_catches_a_mutant(name):
+    numbers = [number for number, mutant in enumerate(MUTANTS) if mutant.exercise == name]
+    caught = set().union(*(caught_by(number) for number in numbers))
+    assert {probe.name for probe in probes_of(name)} - caught == set()
 
 
 def test_a_mutant_whose_line_is_not_in_the_reference_is_refused():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
-from inferlab import predict, say, show
+from inferlab import predict, say, show, show_table
 from inferlab.notebook import SAID_KEY, Predictions, Said, figure_html, format_said
 
 
@@ -157,3 +157,16 @@ def test_importing_inferlab_loads_the_standard_library_only():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_table_is_html_and_holds_any_text():
+    with capture_output() as captured:
+        show_table(["token", "probability"], [["<|end|>", 0.5], ("a & b", 0.25)])
+    (shown,) = captured.outputs
+    assert shown.data["text/html"] == (
+        "<table><thead><tr><th>token</th><th>probability</th></tr></thead><tbody>"
+        "<tr><td>&lt;|end|&gt;</td><td>0.5</td></tr><tr><td>a &amp; b</td><td>0.25</td></tr>"
+        "</tbody></table>"
+    )
+    with pytest.raises(ValueError, match="1 cells and the head 2"):
+        show_table(["token", "probability"], [["alone"]])

@@ -4,7 +4,7 @@ import importlib
 import io
 import sys
 from contextlib import redirect_stdout
-from pathlib import Path
+from functools import cache
 
 import nbformat
 import pytest
@@ -13,8 +13,8 @@ from autograder.hidden_cell import Case, cases_of, hidden_cell, reference, run_c
 from autograder.mutants import load_mutants
 from autograder.observation import encode
 from autograder.probe import load, probes_of
-from inferlab.publish import expand, read_page
-from inferlab.publish.editions import exercises
+from inferlab.publish import expand
+from tests.chapters import EXERCISES, PAGES, week_of
 from tests.site_fixture import REPOSITORY
 
 pytestmark = [
@@ -22,15 +22,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # poison is meant to overflow
 ]
 
-PAGE = read_page(REPOSITORY, Path("notebooks/week04-paged-attention.md"))
-EXERCISES = {name: exercise for name, (_, exercise) in exercises(PAGE).items()}
 each_exercise = pytest.mark.parametrize("name", EXERCISES)
 
 
-@pytest.fixture(scope="module")
-def hidden():
-    """The hidden cell of every exercise."""
-    return {name: hidden_cell(REPOSITORY, exercise) for name, exercise in EXERCISES.items()}
+@cache
+def hidden(name):
+    """The hidden cell of an exercise."""
+    return hidden_cell(REPOSITORY, EXERCISES[name])
 
 
 def cleared(cell):
@@ -48,9 +46,10 @@ def value_of(cell, names):
     return eval(last, names)
 
 
-def test_every_probe_is_of_an_exercise_of_the_chapter():
-    probes = load("week04")
-    assert {probe.exercise for probe in probes} == set(EXERCISES)
+@pytest.mark.parametrize("week", PAGES)
+def test_every_probe_is_of_an_exercise_of_the_chapter(week):
+    probes = load(week)
+    assert {probe.exercise for probe in probes} == {x for x in EXERCISES if week_of(x) == week}
     assert len({probe.name for probe in probes}) == len(probes)
 
 
@@ -78,38 +77,38 @@ def test_inputs_depend_on_the_seed_the_probe_and_the_trial():
 
 
 @each_exercise
-def test_the_reference_passes_every_probe_and_the_stub_none(name, hidden, capfd):
+def test_the_reference_passes_every_probe_and_the_stub_none(name, capfd):
     exercise = EXERCISES[name]
     count = len(probes_of(name))
     solved = run_cell(expand(REPOSITORY, exercise, solution=True), {})
-    marks = value_of(hidden[name], solved)
+    marks = value_of(hidden(name), solved)
     assert (type(marks), marks) == (float, exercise.points)
     printed = capfd.readouterr()
     assert [line.startswith("passed: ") for line in printed.out.splitlines()] == [True] * count
     assert printed.err == ""
 
     unwritten = run_cell(expand(REPOSITORY, exercise, solution=False), {})
-    marks = value_of(hidden[name], unwritten)
+    marks = value_of(hidden(name), unwritten)
     assert (type(marks), marks) == (float, 0.0)
     lines = capfd.readouterr().out.splitlines()
     assert [line.startswith("not passed: ") for line in lines] == [True] * count
 
 
 @each_exercise
-def test_the_released_cell_names_the_probes_and_nothing_else(name, hidden):
-    released = cleared(hidden[name])
+def test_the_released_cell_names_the_probes_and_nothing_else(name):
+    released = cleared(hidden(name))
     assert released.startswith(f"# probes: {name}\n")
     assert run_cell(released, {"__name__": "fresh"}).keys() == {"__name__", "__builtins__"}
     for probe in probes_of(name):
         assert f"# - {probe.title}" in released
         assert probe.name not in released
-        assert probe.name in hidden[name]
+        assert probe.name in hidden(name)
     assert all(line.startswith("#") for line in released.splitlines())
 
 
 @each_exercise
-def test_the_cell_is_small_and_stands_alone(name, hidden, monkeypatch):
-    assert len(hidden[name]) < 60_000
+def test_the_cell_is_small_and_stands_alone(name, monkeypatch):
+    assert len(hidden(name)) < 60_000
     solved = run_cell(expand(REPOSITORY, EXERCISES[name], solution=True), {})
     for module in [module for module in sys.modules if module.startswith("autograder")]:
         monkeypatch.delitem(sys.modules, module)
@@ -117,26 +116,26 @@ def test_the_cell_is_small_and_stands_alone(name, hidden, monkeypatch):
     with pytest.raises(ImportError):
         import autograder.observation  # noqa: F401
     with redirect_stdout(io.StringIO()):
-        assert value_of(hidden[name], solved) == EXERCISES[name].points
+        assert value_of(hidden(name), solved) == EXERCISES[name].points
 
 
-def test_names_that_a_student_uses_for_something_else_do_no_harm(hidden):
+def test_names_that_a_student_uses_for_something_else_do_no_harm():
     name = "week04-free-queue"
     solved = run_cell(expand(REPOSITORY, EXERCISES[name], solution=True), {})
     taken = {"sum", "list", "sorted", "equal", "links", "json", "np", "score", "refusal"}
     with redirect_stdout(io.StringIO()):
-        assert value_of(hidden[name], solved | dict.fromkeys(taken, 0)) == 6.0
-        assert value_of(hidden[name], solved | {"FreeBlockQueue": 0}) == 0.0
+        assert value_of(hidden(name), solved | dict.fromkeys(taken, 0)) == 6.0
+        assert value_of(hidden(name), solved | {"FreeBlockQueue": 0}) == 0.0
 
 
-def test_the_inputs_of_another_seed_are_no_problem_for_the_reference():
-    for name in sorted(set(EXERCISES) - {"week04-paged-kernel"}):
-        code = reference(REPOSITORY, EXERCISES[name])
-        again = reference(REPOSITORY, EXERCISES[name])
-        for seed in range(5):
-            cases = cases_of(probes_of(name), code, seed)
-            with redirect_stdout(io.StringIO()):
-                assert score(vars(again), cases, 1.0) == 1.0, (name, seed)
+@pytest.mark.parametrize("name", [name for name in EXERCISES if "kernel" not in name])
+def test_the_inputs_of_another_seed_are_no_problem_for_the_reference(name):
+    code = reference(REPOSITORY, EXERCISES[name])
+    again = reference(REPOSITORY, EXERCISES[name])
+    for seed in range(5):
+        cases = cases_of(probes_of(name), code, seed)
+        with redirect_stdout(io.StringIO()):
+            assert score(vars(again), cases, 1.0) == 1.0, seed
 
 
 OTHER_POOL = """
@@ -183,10 +182,10 @@ def paged_decode_attention(queries, keys, values, tables, lengths, tile_blocks=8
     ("name", "other"),
     [("week04-block-pool", OTHER_POOL), ("week04-paged-attention", OTHER_ATTENTION)],
 )
-def test_a_right_solution_that_is_not_the_reference_gets_full_marks(name, other, hidden):
+def test_a_right_solution_that_is_not_the_reference_gets_full_marks(name, other):
     solved = run_cell(expand(REPOSITORY, EXERCISES[name], solution=True), {})
     with redirect_stdout(io.StringIO()) as printed:
-        marks = value_of(hidden[name], run_cell(other, solved))
+        marks = value_of(hidden(name), run_cell(other, solved))
     assert marks == EXERCISES[name].points, printed.getvalue()
 
 
@@ -233,7 +232,7 @@ def test_an_interrupt_ends_the_cell():
 
 
 @pytest.mark.slow
-def test_nbgrader_reads_partial_credit_from_the_executed_cell(hidden):
+def test_nbgrader_reads_partial_credit_from_the_executed_cell():
     nbclient = importlib.import_module("nbclient")
     utils = importlib.import_module("nbgrader.utils")
     name = "week04-free-queue"
@@ -241,7 +240,7 @@ def test_nbgrader_reads_partial_credit_from_the_executed_cell(hidden):
     mutant = next(m for m in load_mutants("week04") if m.exercise == name)
     marks = []
     for source in (solved, mutant.of(solved), expand(REPOSITORY, EXERCISES[name], False)):
-        probes = nbformat.v4.new_code_cell(hidden[name])
+        probes = nbformat.v4.new_code_cell(hidden(name))
         probes.metadata["nbgrader"] = {"grade": True, "solution": False, "points": 6}
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source), probes])
         resources = {"metadata": {"path": str(REPOSITORY)}}
