@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from inferlab.sim import calibration
-from inferlab.sim.calibrate import calibrate, fitted, fitted_machine, this_machine
+from inferlab.sim.calibrate import (
+    calibrate,
+    errors,
+    fitted,
+    fitted_errors,
+    fitted_machine,
+    held_out,
+    this_machine,
+)
 from inferlab.sim.fidelity import compare
 from inferlab.sim.recorded_points import recorded_points
 from inferlab.sim.step_time import Overheads
@@ -93,3 +101,10 @@ def test_the_committed_fit_is_what_the_recorded_results_give() -> None:
 def test_the_committed_machine_is_the_one_that_week_3_measured() -> None:
     """A student's bundle of another week holds no results of week 3."""
     assert fitted_machine() == this_machine()
+
+
+def test_the_committed_errors_are_those_of_the_committed_fit() -> None:
+    """Chapters state them, whose bundles hold no other week's results."""
+    found = errors(held_out(this_machine(), Overheads(**fitted().values)))
+    for metric, kept in fitted_errors().items():
+        assert found[metric] == pytest.approx(kept, rel=1e-3), metric
