@@ -58,7 +58,8 @@ def test_sglang_is_measured_with_and_without_its_cache(
     for row in table.rows:
         assert row["output_tokens"] == NUM_REQUESTS * OUTPUT == row["server_generation_tokens"]
         assert row["kv_cache_size_tokens"] == 32768
-        assert row["num_requests_running_peak"] == 2
+        # The gauge is read now and then, and may be missed while both requests are running.
+        assert 1 <= row["num_requests_running_peak"] <= 2
     assert without["prefix_cache_hits_tokens"] == 0
     # Each prefix is computed once, or twice where two requests for it run at once. The second
     # repeat has prompts of its own, and finds nothing of the first.
