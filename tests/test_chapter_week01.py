@@ -1,6 +1,8 @@
 """Week 1 as a reader meets it: what the page says, and the stream cell against a real server."""
 
+import ast
 import json
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from inferlab.publish.editions import exercises
 from inferlab.publish.page import Cell
 from tests.server_fixture import our_server
 
-PAGE = read_page(ROOT, Path("notebooks/week01-first-serving.md"))
+PATH = Path("notebooks/week01-first-serving.md")
+PAGE, PAGE_TEXT = read_page(ROOT, PATH), (ROOT / PATH).read_text(encoding="utf-8")
 CODE = [cell for cell in PAGE.cells if cell.kind == "code"]
 EXERCISES = exercises(PAGE)
 RATES = lab.load("week01/request-rates")
@@ -61,7 +64,27 @@ def test_a_reader_who_has_written_nothing_gets_through_the_theory(
             break
     shown = capsys.readouterr().out
     assert "HTML object" in shown, "figures were shown"
-    assert "the recorded stream above stands in for it" in shown
+    assert "These answers are recorded" in shown
+
+
+def test_the_recorded_streams_are_of_the_servers_that_the_page_starts() -> None:
+    started = re.findall(r"^(vllm|sglang) serve (.*) --port 8000 (.*)$", PAGE_TEXT, re.MULTILINE)
+    namespace: dict[str, Any] = {}
+    exec(cell_with("import urllib.request"), namespace)
+    tree = ast.parse(cell_with("recorded_streams ="))
+    (servers,) = [
+        ast.unparse(value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Dict)
+        for key, value in zip(node.keys, node.values, strict=True)
+        if isinstance(key, ast.Constant) and key.value == "servers"
+    ]
+    checkpoint = "inferlab/models/checkpoints/tiny-chat"
+    arguments = eval(servers, {"CHECKPOINT": checkpoint})
+    for engine, before, behind in started:
+        words = before.split() + behind.split()
+        assert sorted(words) == sorted(arguments[engine]), engine
+    assert [engine for engine, _, _ in started] == list(arguments)
 
 
 @pytest.mark.slow
@@ -72,8 +95,8 @@ def test_the_stream_cell_streams_from_a_server_over_both_endpoints(
         monkeypatch.setenv("INFERLAB_SERVER", server.url)
         monkeypatch.setenv("INFERLAB_CONTEXT", "book")
         namespace: dict[str, Any] = {}
-        exec(cell_with("import urllib.request"), namespace)
-        exec(cell_with("def stream_over_http"), namespace)
+        for words in ("import urllib.request", "recorded_streams =", "def stream_over_http"):
+            exec(cell_with(words), namespace)
     assert "The" in capsys.readouterr().out
     completion, chat = namespace["live_rows"]
     assert len(chat.token_s) == 16

