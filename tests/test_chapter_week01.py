@@ -16,6 +16,7 @@ from inferlab.analysis import locate_saturation
 from inferlab.engine import RequestStatus
 from inferlab.engine.request import FINISH_REASONS
 from inferlab.lab.paths import ROOT
+from inferlab.lab.upstream import UPSTREAM
 from inferlab.publish import read_page
 from inferlab.publish.editions import exercises
 from inferlab.publish.page import Cell
@@ -69,8 +70,6 @@ def test_a_reader_who_has_written_nothing_gets_through_the_theory(
 
 def test_the_recorded_streams_are_of_the_servers_that_the_page_starts() -> None:
     started = re.findall(r"^(vllm|sglang) serve (.*) --port 8000 (.*)$", PAGE_TEXT, re.MULTILINE)
-    namespace: dict[str, Any] = {}
-    exec(cell_with("import urllib.request"), namespace)
     tree = ast.parse(cell_with("recorded_streams ="))
     (servers,) = [
         ast.unparse(value)
@@ -95,7 +94,13 @@ def test_the_stream_cell_streams_from_a_server_over_both_endpoints(
         monkeypatch.setenv("INFERLAB_SERVER", server.url)
         monkeypatch.setenv("INFERLAB_CONTEXT", "book")
         namespace: dict[str, Any] = {}
-        for words in ("import urllib.request", "recorded_streams =", "def stream_over_http"):
+        needed = (
+            "import install",
+            "import urllib.request",
+            "recorded_streams =",
+            "def stream_over",
+        )
+        for words in needed:
             exec(cell_with(words), namespace)
     assert "The" in capsys.readouterr().out
     completion, chat = namespace["live_rows"]
@@ -168,3 +173,37 @@ def test_the_numbers_of_analysis_2_and_3_are_those_of_the_recording() -> None:
         assert f"{row['itl_p99_ms']:.0f}" in text
         (row,) = RATES.where(engine=engine, workload="short-short", request_rate=96)
         assert f"{row['itl_p99_ms']:.0f}" in text
+
+
+def test_the_recorded_answers_say_what_the_page_says_of_them() -> None:
+    streams = json.loads((UPSTREAM / "week01" / "streamed-answer.json").read_text())["answer"]
+    texts = {name: [text for _, text in pieces] for name, pieces in streams["streams"].items()}
+    for endpoint in ("/v1/completions", "/v1/chat/completions"):
+        assert texts[f"vllm {endpoint}"] == texts[f"sglang {endpoint}"]
+    assert texts["vllm /v1/completions"] != texts["vllm /v1/chat/completions"]
+    assert len(texts["vllm /v1/chat/completions"]) == 16, "a mark for each token"
+    for pieces in streams["streams"].values():
+        times = [at_ms for at_ms, _ in pieces]
+        assert times == sorted(times)
+        assert times[0] > np.median(np.diff(times)), "the first token takes longest"
+
+
+def test_the_mixes_are_ordered_as_the_page_says() -> None:
+    mixes = lab.load("week01/length-mixes")
+    burst = {
+        mix: RATES.where(engine="vllm", workload=mix)[-1] for mix in ("short-short", "long-short")
+    }
+    burst["short-long"] = mixes.where(engine="vllm", workload="short-long")[-1]
+
+    def order(metric: str) -> list[str]:
+        return sorted(burst, key=lambda mix: -burst[mix][metric])
+
+    assert order("requests_per_s") == ["short-short", "short-long", "long-short"]
+    assert order("output_tokens_per_s") == ["short-long", "short-short", "long-short"]
+    assert order("total_tokens_per_s") == ["long-short", "short-short", "short-long"]
+    cached, control = (mixes.where(engine="vllm", enable_prefix_caching=on) for on in (True, False))
+    assert cached[-1]["requests_per_s_min"] > 2 * control[-1]["requests_per_s_max"]
+    assert cached[0]["requests_per_s"] == pytest.approx(control[0]["requests_per_s"], rel=0.02)
+    assert control[-1]["prefix_cache_hits_tokens_max"] == 0
+    with_tree = mixes.where(engine="sglang", disable_radix_cache=False)
+    assert with_tree[-1]["prefix_hit_share"] < with_tree[0]["prefix_hit_share"]
