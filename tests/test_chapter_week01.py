@@ -69,7 +69,8 @@ def test_a_reader_who_has_written_nothing_gets_through_the_theory(
 
 
 def test_the_recorded_streams_are_of_the_servers_that_the_page_starts() -> None:
-    started = re.findall(r"^(vllm|sglang) serve (.*) --port 8000 (.*)$", PAGE_TEXT, re.MULTILINE)
+    commands = PAGE_TEXT.replace("\\\n", " ")
+    started = re.findall(r"^(vllm|sglang) serve (.*) --port 8000 (.*)$", commands, re.MULTILINE)
     tree = ast.parse(cell_with("recorded_streams ="))
     (servers,) = [
         ast.unparse(value)

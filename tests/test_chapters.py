@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import re
 import symtable
 from importlib import import_module
 from pathlib import Path
@@ -57,6 +58,19 @@ def test_each_visible_test_ends_by_installing_what_the_reader_wrote(week: str) -
         # A helper with a leading underscore is reached through what uses it.
         assert {owner for owner in exercise.owners if owner[0] != "_"} <= installed
         assert installed <= exercise.owners
+
+
+@each_week
+def test_every_value_that_a_cell_says_is_used_in_the_text(week: str) -> None:
+    """A list of values under a figure that nothing refers to is noise."""
+    said = {
+        name
+        for cell in code(week)
+        for name in re.findall(r"\bsay\(\s*\"([a-z0-9_]+)\"", cell.source)
+    }
+    text = "\n".join(cell.source for cell in PAGES[week].cells if cell.kind != "code")
+    assert said
+    assert said <= set(re.findall(r"\{say\}`([a-z0-9_]+)", text))
 
 
 def names(source: str) -> tuple[set[str], set[str], set[str]]:
