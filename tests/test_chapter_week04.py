@@ -2,67 +2,59 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from string import ascii_uppercase
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from inferlab import lab
 from inferlab.engine import BlockPool
+from inferlab.explore import block_sizes, memory_map
 from inferlab.lab.engines import ENGINES_VARIABLE
 from inferlab.lab.paths import ROOT
 from inferlab.lab.pool_replay import count_events, first_difference, random_operations, replay
-from inferlab.lab.upstream import UPSTREAM
+from inferlab.lab.specification import load_experiment, load_workload
 from inferlab.publish import read_page
-from inferlab.publish.page import Cell
 
 PAGE = read_page(ROOT, Path("notebooks/week04-paged-attention.md"))
 CODE = [cell for cell in PAGE.cells if cell.kind == "code"]
 
 
-def tags(cell: Cell) -> set[str]:
-    return set(cell.metadata.get("tags", []))
-
-
 @pytest.fixture
-def replayed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """What the page's cells that ask vLLM leave behind, on a machine without the engines."""
+def no_engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(ENGINES_VARIABLE, str(tmp_path))
-    answers: dict[str, Any] = {}
-    ask: Callable[..., Any] = lab.upstream
-
-    def remember(script: str, data: Any, recorded: str) -> Any:
-        answers[recorded] = ask(script, data, recorded)
-        return answers[recorded]
-
-    monkeypatch.setattr(lab, "upstream", remember)
-    namespace: dict[str, Any] = {"answers": answers}
-    for cell in CODE:
-        asks = "lab.upstream(" in cell.source or "EmptyBlocksToTheBack" in cell.source
-        needed = "kappa_tiny" in cell.source or cell.source.startswith("import json")
-        if asks or needed or tags(cell) & {"setup", "exercise"}:
-            exec(cell.source, namespace)
-    return namespace
 
 
-def test_the_page_replays_vllms_pool_and_agrees_after_every_operation(
-    replayed: dict[str, Any],
-) -> None:
-    trace = replayed["answers"]["week04/block-pool"]
-    operations = replayed["operations"]
+# What vLLM was asked, and what the page says of it.
+
+
+def test_our_pool_agrees_with_the_recorded_one_after_every_operation(no_engines: None) -> None:
+    asked, trace = lab.upstream_answer("week04/block-pool")
+    operations = asked["operations"]
     assert len(trace) == len(operations) == 600
-    assert first_difference(replay(BlockPool(24), operations), trace) is None
-    assert replayed["differs_at"] is None
-    assert replayed["control_at"] == 2
+    assert first_difference(replay(BlockPool(asked["num_blocks"]), operations), trace) is None
     events = count_events(operations, trace)
     assert events == {"revived": 26, "shared": 52, "evicted": 45, "refused": 42}
-    assert (UPSTREAM / "week04" / "block-pool.json").stat().st_size < 300_000
+    (control,) = (cell for cell in CODE if cell.source.startswith("class EmptyBlocksToTheBack"))
+    found = {
+        "BlockPool": BlockPool,
+        "NUM_BLOCKS": asked["num_blocks"],
+        "operations": operations,
+        "vllm_trace": trace,
+        "first_difference": first_difference,
+        "replay": replay,
+        "say": lambda *_: None,
+        "predict": SimpleNamespace(compare=lambda *_, **__: None),
+    }
+    exec(control.source, found)
+    assert found["control_at"] == 2, "the third operation"
 
 
-def test_the_prose_on_start_up_says_what_vllm_reported(replayed: dict[str, Any]) -> None:
-    answers = replayed["answers"]["week04/start-up"]
-    sizes = [
-        (case.get("num_gpu_blocks_override"), case["num_requests"]) for case in replayed["cases"]
-    ]
+def test_the_prose_on_start_up_says_what_vllm_reported(no_engines: None) -> None:
+    asked, answers = lab.upstream_answer("week04/start-up")
+    sizes = [(case.get("num_gpu_blocks_override"), case["num_requests"]) for case in asked["cases"]]
     default, *found = zip(sizes, answers, strict=True)
     assert "32,768 tokens" in default[1]["report"]
     assert {size for size, answer in found if "refused" in answer} == {(6, 1), (16, 1)}
@@ -70,6 +62,117 @@ def test_the_prose_on_start_up_says_what_vllm_reported(replayed: dict[str, Any])
     assert preemptions == {(17, 1): 0, (18, 2): 1, (32, 2): 1, (33, 2): 0}
     reports = {size: answer.get("report", "") for size, answer in found}
     assert "2.00x" in reports[32, 2], "the promise that the null block breaks"
+
+
+# What captions and prose say of the recorded experiments.
+
+
+def medians(experiment: str, metric: str, **at: Any) -> list[float]:
+    return [row[metric] for row in lab.load(f"week04/{experiment}").where(**at)]
+
+
+def test_a_small_pool_costs_a_crowd_and_nobody_else() -> None:
+    crowd = medians("kv-pool", "output_tokens_per_s", workload="varied-lengths")
+    assert crowd == sorted(crowd, reverse=True), "from 1,024 blocks to 64"
+    assert medians("kv-pool", "num_preemptions", workload="varied-lengths") == [0, 30, 33]
+    assert medians("kv-pool", "num_preemptions", workload="four-at-a-time") == [0, 0, 0]
+    pauses = medians("kv-pool", "itl_max_ms", workload="varied-lengths")
+    assert pauses[1] > 8 * pauses[0], "a pause of somebody who was preempted"
+    four = lab.load("week04/kv-pool").where(workload="four-at-a-time")
+    lowest = max(row["output_tokens_per_s_min"] for row in four)
+    assert lowest < min(row["output_tokens_per_s_max"] for row in four), "ranges overlap"
+
+
+def test_padding_explains_less_than_half_of_the_gap_to_vllm() -> None:
+    batching = lab.load("week04/batching-against-hf")
+    one, sixteen, sixty_four = batching.where(engine="transformers")
+    best = max(row["output_tokens_per_s"] for row in batching.where(engine="vllm"))
+    rates = [row["output_tokens_per_s"] for row in (sixty_four, one, sixteen)]
+    assert rates == sorted(rates), "64 at once are slower than one at a time"
+    ratio, without_padding = best / rates[-1], 1 / (1 - sixteen["padding_share"])
+    assert without_padding < ratio / 2
+    assert sixty_four["padding_share"] - sixteen["padding_share"] < 0.04
+
+
+def test_smaller_blocks_save_steps_and_blocks_of_64_are_the_fastest() -> None:
+    small, medium, large = lab.load("week04/block-size").where()
+    sizes = [row["block_size"] for row in (small, medium, large)]
+    assert sizes == [32, 64, 128]
+    running = [row["num_requests_running_peak"] for row in (small, medium, large)]
+    steps = [row["engine_steps"] for row in (small, medium, large)]
+    assert running == sorted(running, reverse=True)
+    assert steps == sorted(steps)
+    assert medium["output_tokens_per_s_min"] > small["output_tokens_per_s_max"]
+    assert medium["output_tokens_per_s_min"] > large["output_tokens_per_s_max"]
+    per_step = [row["duration_s"] / row["engine_steps"] for row in (small, medium)]
+    assert per_step[0] / per_step[1] > 1.1 * running[0] / running[1], "more than its requests"
+
+
+# The film of the memory.
+
+
+@pytest.mark.parametrize("answers", memory_map.ANSWERS)
+@pytest.mark.parametrize(
+    "way", [memory_map.LONGEST_LENGTH, memory_map.OWN_LIMIT, memory_map.BLOCKS]
+)
+def test_every_frame_of_the_film_is_a_possible_memory(way: str, answers: str) -> None:
+    for now in memory_map.history(way, answers):
+        assert now.holding + now.empty + now.free == memory_map.SLOTS
+        assert len(now.running) + now.waiting + now.finished == len(ascii_uppercase)
+        owners = {name.upper() for name in now.names if name}
+        assert owners == set(now.running)
+        if way == memory_map.BLOCKS:
+            blocks = np.reshape(now.names, (-1, memory_map.BLOCK))
+            assert all(len({name.upper() for name in block}) == 1 for block in blocks)
+            assert now.empty <= memory_map.BLOCK + (memory_map.BLOCK - 1) * len(now.running)
+        else:
+            assert now.preemptions == 0
+            places = [
+                [i for i, n in enumerate(now.names) if n.upper() == one] for one in now.running
+            ]
+            assert all(own == list(range(own[0], own[-1] + 1)) for own in places), "adjacent"
+
+
+def test_the_film_shows_both_kinds_of_fragmentation_and_the_price_of_blocks() -> None:
+    film = memory_map.sweep()
+    for name, point in film.scenarios.items():
+        now = film.result(**point)["moment"]
+        if name == "A gap that is no use":
+            assert now.largest_gap < now.needed < now.free, "external fragmentation"
+            assert "side by side" in film.said_at(**point)
+    ways = (memory_map.LONGEST_LENGTH, memory_map.OWN_LIMIT, memory_map.BLOCKS)
+    shares = [film.result(**film.first_point | {"way": way})["mean_share"] for way in ways]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.6, "internal fragmentation"
+    done = [memory_map.history(way, memory_map.OF_ALL_LENGTHS)[-1].finished for way in ways]
+    assert done == sorted(done)
+    full = memory_map.history(memory_map.BLOCKS, memory_map.AS_ALLOWED)[-1]
+    assert full.preemptions > 20
+
+
+# The sweep and the estimate.
+
+
+def test_a_reservation_is_the_block_of_the_longest_length() -> None:
+    found = block_sizes.by_block_size("long tail", 512, 2)
+    assert found["running"] == sorted(found["running"], reverse=True)
+    assert found["empty_share"] == sorted(found["empty_share"])
+    assert found["entries"][-1] == 1
+    assert found["preemptions"][-1] == 0, "it never grows"
+    assert found["running"][-1] <= block_sizes.slots(2) // block_sizes.LONGEST
+
+
+def test_the_estimate_for_an_a100_is_of_the_experiment_that_the_page_names() -> None:
+    (arm,) = load_experiment("week04/block-size").arms
+    asked = arm.profiles["a100"].server
+    assert asked["kv-cache-memory-bytes"] == 4 * 2**30 == 32768 * block_sizes.KV_TOKEN
+    assert asked["max-num-seqs"] == block_sizes.MAX_NUM_SEQS
+    assert tuple(asked["block-size"]) == block_sizes.EXPERIMENT_SIZES
+    flags = load_workload(arm.workload).on("a100").flags
+    around = flags["random-input-len"], flags["random-output-len"], flags["random-range-ratio"]
+    low, high = block_sizes.EXPERIMENT_LENGTHS
+    assert around == ((low + high) / 2, (low + high) / 2, (high - low) / (high + low))
+    assert flags["num-prompts"] == block_sizes.EXPERIMENT_REQUESTS
 
 
 def forget_to_evict(pool: BlockPool) -> None:

@@ -10,12 +10,19 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 from tests.browser import served
-from tests.release_fixture import NOTEBOOK, REPOSITORY, reference_solutions, released_bundle, solve
-from tests.test_student_in_jupyterlab import failures, fallen_back
+from tests.release_fixture import (
+    NOTEBOOK,
+    REPOSITORY,
+    executed,
+    failures,
+    fallen_back,
+    reference_solutions,
+    released_bundle,
+    solve,
+)
 
 pytestmark = pytest.mark.slow
 ENVIRONMENT = REPOSITORY / "build" / "colab-environment"
@@ -81,15 +88,8 @@ def run(folder: Path, kernel: str, address: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("INFERLAB_BUNDLE_URL", address)
     notebook = nbformat.read(folder / NOTEBOOK, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(VERSIONS))
-    client = NotebookClient(
-        notebook,
-        timeout=600,
-        allow_errors=True,
-        kernel_name=kernel,
-        resources={"metadata": {"path": str(folder)}},
-    )
-    client.execute()
-    return notebook
+    nbformat.write(notebook, folder / NOTEBOOK)
+    return executed(folder / NOTEBOOK, kernel)
 
 
 def notebook_alone(folder: Path) -> Path:

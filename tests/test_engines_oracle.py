@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from inferlab import lab, models
+from inferlab import models
 from inferlab.engine import LLM, Block, BlockPool
 from inferlab.lab import upstream
-from inferlab.lab.paths import EXPERIMENTS, ROOT
+from inferlab.lab.paths import EXPERIMENTS
 from inferlab.lab.pool_replay import (
     NUM_HASHES,
     count_events,
@@ -21,7 +21,6 @@ from inferlab.lab.pool_replay import (
     replay,
 )
 from inferlab.models import corpus
-from inferlab.publish import read_page
 from tests.oracle import MAX_NEW_TOKENS, disagreements, prompts
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow]
@@ -130,29 +129,6 @@ def test_the_pool_equals_vllms_after_every_operation() -> None:
     assert all(events[name] > 50 for name in ("refused", "revived", "shared", "evicted")), events
     wrong = replay(EmptyBlocksToTheBack(num_blocks), operations)
     assert first_difference(wrong, theirs) is not None
-
-
-def test_what_week_4_replays_is_what_vllm_answers_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page's own cells ask; here each question goes to the recording and to the engine."""
-    asked = []
-
-    def ask_both(script: str, data: Any, recorded: str) -> Any:
-        answer = upstream(script, data, recorded)
-        assert upstream(script, data) == answer, f"{recorded} is no longer what vLLM answers"
-        asked.append(recorded)
-        return answer
-
-    monkeypatch.setattr(lab, "upstream", ask_both)
-    page = read_page(ROOT, Path("notebooks/week04-paged-attention.md"))
-    names: dict[str, Any] = {}
-    for cell in page.cells:
-        needed = ("kappa_tiny", "lab.upstream(", "import json")
-        is_needed = any(text in cell.source for text in needed)
-        if cell.kind == "code" and (
-            is_needed or {"setup", "exercise"} & set(cell.metadata.get("tags", []))
-        ):
-            exec(cell.source, names)
-    assert asked == ["week04/start-up", "week04/block-pool"]
 
 
 def test_week_4s_counterfactuals_happen() -> None:

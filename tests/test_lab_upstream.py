@@ -45,7 +45,8 @@ def test_an_answer_is_replayed_without_the_engines(
     data, answer = lab.upstream_answer(name)
     assert data == questions()[name].data
     assert answer == recording(name)["answer"]
-    assert (UPSTREAM / f"{name}.json").stat().st_size < 10_000
+    limit = 300_000 if name == "week04/block-pool" else 10_000  # 600 operations
+    assert (UPSTREAM / f"{name}.json").stat().st_size < limit
 
 
 def test_a_figure_of_an_answer_says_where_it_comes_from() -> None:

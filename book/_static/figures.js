@@ -4,6 +4,7 @@
 const NARROW_PX = 520;
 const NARROW_HEIGHT_PX = 320;
 const NARROW_FONT_PX = 11;
+const FRAME_MS = 500;
 
 function themeColours() {
   const style = getComputedStyle(document.documentElement);
@@ -91,6 +92,38 @@ function inputOf(control) {
   return element("select", {}, ...control.values.map((choice, i) => new Option(choice, i)));
 }
 
+// A button that runs through the values of a slider, once, from where it stands.
+function playerOf(input, said) {
+  let timer = null;
+  const button = element("button", { type: "button", textContent: "Play" });
+  const stop = () => {
+    clearInterval(timer);
+    timer = null;
+    button.textContent = "Play";
+    said.setAttribute("aria-live", "polite");
+  };
+  const isAtEnd = () => Number(input.value) === Number(input.max);
+  const moveTo = (position) => {
+    input.value = position;
+    input.dispatchEvent(new CustomEvent("input", { detail: "played" }));
+  };
+  const advance = () => {
+    moveTo(Number(input.value) + 1);
+    if (isAtEnd()) stop();
+  };
+  button.addEventListener("click", () => {
+    if (timer) return stop();
+    if (isAtEnd()) moveTo(0);
+    button.textContent = "Pause";
+    // Otherwise a screen reader would read out every frame.
+    said.setAttribute("aria-live", "off");
+    timer = setInterval(advance, FRAME_MS);
+  });
+  // Who moves the slider wants to look at that frame.
+  input.addEventListener("input", (event) => event.detail === "played" || stop());
+  return { button, stop };
+}
+
 function addControls(figure) {
   const { controls, scenarios, words } = figure.payload;
   const inputs = controls.map(inputOf);
@@ -112,7 +145,11 @@ function addControls(figure) {
     said.textContent = words[figure.index];
     draw(figure);
   };
+  const players = controls.map((control, i) =>
+    control.plays ? playerOf(inputs[i], said) : null,
+  );
   const choose = (positions) => {
+    players.forEach((player) => player?.stop());
     inputs.forEach((input, i) => (input.value = positions[i]));
     update();
   };
@@ -127,10 +164,14 @@ function addControls(figure) {
     const name = element("span", { textContent: control.label });
     return element("label", {}, name, inputs[i], ...(control.menu ? [] : [shown[i]]));
   });
+  // Beside the label and not in it: a label's click goes to its slider.
+  const groups = labels.map((label, i) =>
+    players[i] ? element("div", { className: "lab-player" }, players[i].button, label) : label,
+  );
   const reset = { name: "Reset", positions: controls.map(() => 0) };
   const buttons = [...scenarios, reset].map(button);
   figure.plot.before(
-    element("div", { className: "lab-controls" }, ...labels),
+    element("div", { className: "lab-controls" }, ...groups),
     element("div", { className: "lab-scenarios" }, ...buttons),
   );
   figure.plot.after(said);

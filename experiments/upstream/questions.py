@@ -2,8 +2,11 @@
 
 The answers lie in `results/upstream`; `python -m inferlab.lab upstream --record` asks again. A page
 replays one with `data, answer = lab.upstream_answer(name)`. Small on purpose: everything can be
-followed by hand. Standard library only, since pages read it too.
+followed by hand; week 4's random operations are the exception. Pages read it too, so it imports
+nothing that a student's bundle lacks.
 """
+
+from inferlab.lab.pool_replay import NUM_HASHES, random_operations
 
 CHECKPOINT = "inferlab/models/checkpoints/tiny-chat"  # for its configuration; no weights are read
 
@@ -47,6 +50,31 @@ PERFORMANCE_MODEL = {
         {"decodes": [[1, 2048]] * 64},
         {"prefills": [[512, 512]], "decodes": [[1, 2048]] * 16},
     ],
+}
+
+# Week 4: what vLLM says of its cache when it starts, and its block pool under random operations.
+
+MEMORY = {"block_size": 32, "kv_cache_memory_bytes": 128 * 2**20}
+START_UP = {
+    "checkpoint": CHECKPOINT,
+    "cases": [
+        {"max_model_len": 1024, "num_requests": 1, **MEMORY},
+        *(
+            # A request of 512 tokens fills 16 blocks.
+            {
+                "max_model_len": 512,
+                "num_requests": num_requests,
+                "num_gpu_blocks_override": num_blocks,
+                **MEMORY,
+            }
+            for num_blocks, num_requests in ((6, 1), (16, 1), (17, 1), (18, 2), (32, 2), (33, 2))
+        ),
+    ],
+}
+BLOCK_POOL = {
+    "num_blocks": 24,
+    "num_hashes": NUM_HASHES,
+    "operations": random_operations(seed=4, num_operations=600),
 }
 
 # Week 5: who hits what in a pool of seven usable blocks of four tokens.
@@ -275,6 +303,8 @@ CHUNK_KEYS = [
 
 QUESTIONS = {
     "week03/performance-model": ("vllm_performance_model", PERFORMANCE_MODEL),
+    "week04/start-up": ("vllm_start_up", START_UP),
+    "week04/block-pool": ("vllm_block_pool", BLOCK_POOL),
     "week05/prefix-hits": ("vllm_kv_cache_manager", PREFIX_HITS),
     "week06/radix-tree": ("sglang_radix_cache", RADIX_TREE),
     "week06/queue-orders": ("sglang_schedule_policy", RADIX_QUEUES),

@@ -10,14 +10,18 @@ from ipywidgets import (  # type: ignore[import-untyped]
     Dropdown,
     HBox,
     Output,
+    Play,
     SelectionSlider,
     VBox,
+    jslink,
 )
 
 from inferlab.sweep.outcome import Point
 
 if TYPE_CHECKING:
     from inferlab.sweep.sweep import Control, Sweep
+
+FRAME_MS = 500  # as in figures.js
 
 
 def live_view(sweep: "Sweep") -> Any:
@@ -48,7 +52,8 @@ def live_view(sweep: "Sweep") -> Any:
         _button(name, point, choose)
         for name, point in {**sweep.scenarios, "Reset": sweep.first_point}.items()
     ]
-    return VBox([*widgets.values(), HBox(buttons), said, output])
+    rows = [_with_play(widgets[control.name], control) for control in sweep.controls]
+    return VBox([*rows, HBox(buttons), said, output])
 
 
 def _widget(control: "Control") -> Any:
@@ -58,6 +63,15 @@ def _widget(control: "Control") -> Any:
         description=control.label,
         style={"description_width": "initial"},
     )
+
+
+def _with_play(widget: Any, control: "Control") -> Any:
+    """The widget, beside a button that runs through its values if the control plays."""
+    if not control.plays:
+        return widget
+    play = Play(min=0, max=len(control.values) - 1, interval=FRAME_MS)
+    jslink((play, "value"), (widget, "index"))
+    return HBox([play, widget])
 
 
 def _button(name: str, point: Point, choose: Any) -> Any:

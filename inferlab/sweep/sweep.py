@@ -20,12 +20,14 @@ WORDS_WIDTH = 60  # characters of a line in a figure
 class Control:
     """One parameter: `name` is the keyword of `compute`, `values` what the reader can choose.
 
-    Strings become a menu, numbers a slider. `label` is what the reader sees, with the unit.
+    Strings become a menu, numbers a slider. `label` is what the reader sees, with the unit. A
+    slider that `plays` has a button which runs through its values: the sweep is a film then.
     """
 
     name: str
     label: str
     values: Sequence[Value]
+    plays: bool = False
 
     @property
     def is_menu(self) -> bool:
@@ -114,7 +116,12 @@ class Sweep:
         return {
             "figure": figures[0],
             "controls": [
-                {"label": control.label, "values": list(control.values), "menu": control.is_menu}
+                {
+                    "label": control.label,
+                    "values": list(control.values),
+                    "menu": control.is_menu,
+                    "plays": control.plays,
+                }
                 for control in self.controls
             ],
             "points": [_difference(figures[0], figure) for figure in figures],
