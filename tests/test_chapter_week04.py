@@ -1,5 +1,6 @@
 """Week 4 as a reader meets it: cells that can be run again, replays that need no engine."""
 
+import ast
 from collections.abc import Callable
 from pathlib import Path
 from string import ascii_uppercase
@@ -8,10 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from inferlab import lab
 from inferlab.engine import BlockPool
 from inferlab.explore import block_sizes, memory_map
+from inferlab.kernels import INTERPRETED
 from inferlab.lab.engines import ENGINES_VARIABLE
 from inferlab.lab.paths import ROOT
 from inferlab.lab.pool_replay import count_events, first_difference, random_operations, replay
@@ -106,6 +111,43 @@ def test_smaller_blocks_save_steps_and_blocks_of_64_are_the_fastest() -> None:
     assert medium["output_tokens_per_s_min"] > large["output_tokens_per_s_max"]
     per_step = [row["duration_s"] / row["engine_steps"] for row in (small, medium)]
     assert per_step[0] / per_step[1] > 1.1 * running[0] / running[1], "more than its requests"
+
+
+# What the kernel reads.
+
+
+def page_functions(marker: str) -> dict[str, Any]:
+    """The imports and functions of the page's cell that holds `marker`, without what it shows."""
+    (cell,) = (cell for cell in CODE if marker in cell.source)
+    body = [
+        node
+        for node in ast.parse(cell.source).body
+        if isinstance(node, ast.FunctionDef | ast.ImportFrom)
+    ]
+    found: dict[str, Any] = {"torch": torch}
+    exec(compile(ast.Module(body, []), "page", "exec"), found)
+    return found
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="only the interpreter sees single elements")
+@settings(max_examples=12)
+@given(
+    length=st.integers(1, 70),
+    block_size=st.sampled_from([8, 16, 32]),
+    kv_heads=st.integers(1, 2),
+    group=st.integers(1, 3),
+    head_dim=st.sampled_from([8, 16]),
+)
+def test_the_kernel_loads_what_the_formula_of_the_page_says(
+    length: int, block_size: int, kv_heads: int, group: int, head_dim: int
+) -> None:
+    page = page_functions("def loaded_elements")
+    heads = kv_heads * group
+    loaded, stored = page["count_loads"](length, block_size, heads, kv_heads, head_dim)
+    assert loaded == page["loaded_elements"]([length], block_size, heads, head_dim)
+    assert stored == heads * head_dim
+    least = page["necessary_elements"]([length], block_size, heads, kv_heads, head_dim)
+    assert least <= loaded <= group * kv_heads * least
 
 
 # The film of the memory.

@@ -10,7 +10,7 @@ import pytest
 from inferlab import explore
 from inferlab.analysis.serving_metrics import Answer
 from inferlab.engine.scheduler import Scheduler
-from inferlab.explore import request_rates, routing, static_batches, token_budget
+from inferlab.explore import block_sizes, request_rates, routing, static_batches, token_budget
 from inferlab.explore.steady_state import saturated_rate, steady_rates
 from inferlab.notebook import FIGURE_LIMIT_BYTES, figure_html
 from inferlab.sim import traffic
@@ -55,7 +55,7 @@ def test_every_point_can_be_computed_and_the_page_stays_small(name) -> None:
     assert size < FIGURE_LIMIT_BYTES
 
 
-@pytest.mark.parametrize("of", [request_rates, routing, static_batches, token_budget])
+@pytest.mark.parametrize("of", [block_sizes, request_rates, routing, static_batches, token_budget])
 def test_a_readers_scheduler_decides(of) -> None:
     class Readers(Scheduler):
         """One request at a time."""

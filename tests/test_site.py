@@ -66,6 +66,28 @@ def test_the_controls_of_a_sweep_redraw_its_figure(sample):
         assert said.inner_text().endswith("of 128 slots are wasted.")
 
 
+def test_a_slider_that_plays_stops_at_its_end_and_when_it_is_moved(sample):
+    with served(sample) as address, opened("light", 1400) as page:
+        page.goto(f"{address}/notebooks/week04-sample.html")
+        page.wait_for_selector(".lab-scenarios + .lab-plot svg.main-svg")
+        button, slider = page.locator(".lab-player button"), page.locator(".lab-player input")
+        reached = "value => document.querySelector('.lab-player output').textContent === value"
+        button.click()
+        assert button.inner_text() == "Pause"
+        assert page.locator(".lab-words").get_attribute("aria-live") == "off"
+        page.wait_for_function(reached, arg="360")
+        slider.fill("5")
+        assert button.inner_text() == "Play"
+        assert page.locator(".lab-words").get_attribute("aria-live") == "polite"
+        button.click()
+        page.wait_for_function(reached, arg="880")
+        assert button.inner_text() == "Play", "it has stopped at the end"
+        button.click()
+        page.wait_for_function(reached, arg="100")
+        page.get_by_role("button", name="Long blocks").click()
+        assert button.inner_text() == "Play"
+
+
 def test_figures_follow_a_change_of_theme(sample):
     with served(sample) as address, opened("light", 1400) as page:
         page.goto(f"{address}/notebooks/week04-sample.html")

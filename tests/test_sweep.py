@@ -76,6 +76,20 @@ def test_the_live_view_calls_the_same_functions(sweep, recorder):
     assert recorder.computed == recorder.drawn == [(8, 10), (64, 10), (64, 30)]
 
 
+def test_a_control_that_plays_has_a_button_in_both_views(recorder):
+    controls = [
+        Control("size", "Block size", SIZES),
+        Control("length", "Length", LENGTHS, plays=True),
+    ]
+    film = Sweep(recorder.compute, controls, recorder.figure, recorder.words)
+    assert [control["plays"] for control in film.static()["controls"]] == [False, True]
+    with capture_output():
+        size, (play, length) = film.live().children[0], film.live().children[1].children
+    assert play.max == len(LENGTHS) - 1
+    assert length.options == tuple(LENGTHS)
+    assert not hasattr(size, "children")
+
+
 def test_the_live_and_the_static_figure_of_a_point_are_equal(sweep):
     point = {"size": 64, "length": 30}
     index = sweep.points.index(point)
