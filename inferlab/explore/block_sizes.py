@@ -22,7 +22,7 @@ from inferlab.sim.shapes import SHAPES
 from inferlab.sweep import Control, Sweep
 
 PREDICTION = (
-    "Sequences of 512 tokens on average, with a long tail, in 4 GiB. From blocks of 16 tokens to "
+    "Sequences of 256 tokens on average, with a long tail, in 4 GiB. From blocks of 16 tokens to "
     "blocks of 128, which share of its sequences does the server lose? And from there to "
     "reservations of 8,192?"
 )
@@ -52,14 +52,13 @@ def sweep(scheduler_class: type[Scheduler] = Scheduler) -> Sweep:
         partial(by_block_size, scheduler_class=scheduler_class),
         [
             Control("spread", "Lengths", list(SPREADS)),
-            Control("mean_tokens", "Mean length (tokens)", [512, 256, 384, 1024, 2048]),
-            Control("memory_gib", "KV memory (GiB)", [4, 1, 2, 3]),
+            Control("mean_tokens", "Mean length (tokens)", [256, 384, 512, 1024, 2048]),
+            Control("memory_gib", "KV memory (GiB)", [4, 3, 2, 1]),
         ],
         draw,
         in_words,
         {
-            "Short sequences": {"mean_tokens": 256},
-            "Equal lengths": {"spread": "all equal", "mean_tokens": 256},
+            "Equal lengths": {"spread": "all equal"},
             "Long documents": {"mean_tokens": 2048},
             "Little memory": {"memory_gib": 1},
         },

@@ -46,6 +46,7 @@ class Request:
     answer: int
     limit: int
     tokens: int = 0  # that it has, kept when it is preempted
+    colour: int = 0
     places: list[int] = field(default_factory=list)  # its slots, in the order of its tokens
 
 
@@ -148,6 +149,8 @@ def history(way: str, answers: str) -> list[Moment]:
             request = queue.popleft()
             request.places = places
             request.tokens = max(request.tokens, request.prompt)
+            in_use = [other.colour for other in running]
+            request.colour = min(range(len(COLOURS)), key=in_use.count)
             running.append(request)
         found.append(moment(way, running, queue, finished, preemptions))
     return found
@@ -191,8 +194,7 @@ def moment(
     for request in running:
         for number, place in enumerate(request.places):
             holds = number < request.tokens
-            colour = ascii_uppercase.index(request.name) % len(COLOURS)
-            slots[place] = NULL + 1 + colour if holds else EMPTY
+            slots[place] = NULL + 1 + request.colour if holds else EMPTY
             names[place] = request.name if holds else request.name.lower()
     is_free = np.array(slots) == FREE
     return Moment(
