@@ -62,7 +62,9 @@ def test_the_prose_on_start_up_says_what_vllm_reported(no_engines: None) -> None
     sizes = [(case.get("num_gpu_blocks_override"), case["num_requests"]) for case in asked["cases"]]
     default, *found = zip(sizes, answers, strict=True)
     assert "32,768 tokens" in default[1]["report"]
-    assert {size for size, answer in found if "refused" in answer} == {(6, 1), (16, 1)}
+    refused = {size: answer["refused"] for size, answer in found if "refused" in answer}
+    assert set(refused) == {(6, 1), (16, 1)}
+    assert refused[16, 1].endswith(", the estimated maximum model length is 480"), "15 blocks of 32"
     preemptions = {size: a["preemptions"] for size, a in found if "preemptions" in a}
     assert preemptions == {(17, 1): 0, (18, 2): 1, (32, 2): 1, (33, 2): 0}
     reports = {size: answer.get("report", "") for size, answer in found}
