@@ -60,8 +60,9 @@ def fp8_write_kernel(
     scale = tl.load(scales + head) + tl.zeros_like(numbers)
     slot = tl.load(slots + token).to(tl.int64)
     place = (slot * num_kv_heads + head) * HEAD_DIM
+    is_token = slot + tl.zeros_like(dims) >= 0
     codes = encode_e4m3(tl.div_rn(numbers, scale))
-    tl.store(cache + place + dims, codes, mask=(dims >= 0) & (slot >= 0))
+    tl.store(cache + place + dims, codes, mask=is_token)
 
 
 @triton.jit
@@ -78,7 +79,8 @@ def fp8_read_kernel(
     dims = tl.arange(0, HEAD_DIM)
     slot = tl.load(slots + token).to(tl.int64)
     place = (slot * num_kv_heads + head) * HEAD_DIM
-    codes = tl.load(cache + place + dims, mask=(dims >= 0) & (slot >= 0), other=0)
+    is_token = slot + tl.zeros_like(dims) >= 0
+    codes = tl.load(cache + place + dims, mask=is_token, other=0)
     numbers = decode_e4m3(codes) * tl.load(scales + head)
     tl.store(output + (token * num_kv_heads + head) * HEAD_DIM + dims, numbers)
 
