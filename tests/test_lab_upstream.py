@@ -155,7 +155,9 @@ def test_week_3_reads_the_weights_that_the_physics_checks_count() -> None:
 
 def test_week_5_our_manager_hits_and_evicts_as_vllms() -> None:
     data, answer = lab.upstream_answer("week05/prefix-hits")
-    assert replay(KVCacheManager(data["num_blocks"], data["block_size"]), data["operations"]) == answer
+    assert (
+        replay(KVCacheManager(data["num_blocks"], data["block_size"]), data["operations"]) == answer
+    )
     hits = {
         name: seen["hit_tokens"]
         for (operation, name, *_), seen in zip(data["operations"], answer)

@@ -19,7 +19,11 @@ def replay(manager: KVCacheManager, operations: list[Operation]) -> list[Observa
 
 
 def _apply(
-    manager: KVCacheManager, requests: dict[str, Request], operation: str, name: str, *arguments: Any
+    manager: KVCacheManager,
+    requests: dict[str, Request],
+    operation: str,
+    name: str,
+    *arguments: Any,
 ) -> Observation:
     if operation == "admit":
         request = Request(name, arguments[0], cache_salt=arguments[1])

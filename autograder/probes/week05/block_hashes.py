@@ -109,9 +109,7 @@ def grown(code: Any, inputs: Any, salt: str) -> list[Any]:
     hashes: list[Any] = []
     for end in inputs["ends"]:
         done = len(hashes) * inputs["block_size"]
-        code.extend_block_hashes(
-            hashes, inputs["token_ids"][done:end], inputs["block_size"], salt
-        )
+        code.extend_block_hashes(hashes, inputs["token_ids"][done:end], inputs["block_size"], salt)
     return hashes
 
 
@@ -177,7 +175,11 @@ def salt_of_the_first_block(code: Any, inputs: Any) -> list[Any]:
 def edges(random: np.random.Generator) -> dict[str, Any]:
     block_size = int(random.integers(2, 6))
     lengths = [0, 1, block_size - 1, block_size, block_size + 1, 3 * block_size, 3 * block_size - 1]
-    return {"block_size": block_size, "token_ids": tokens(random, 4 * block_size), "lengths": lengths}
+    return {
+        "block_size": block_size,
+        "token_ids": tokens(random, 4 * block_size),
+        "lengths": lengths,
+    }
 
 
 @probe(

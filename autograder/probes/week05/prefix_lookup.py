@@ -46,7 +46,14 @@ def cached_prompts(random: np.random.Generator) -> dict[str, Any]:
     return {
         "block_size": block_size,
         "prompt": tokens(random, 5 * block_size),
-        "lengths": [1, block_size, block_size + 1, 3 * block_size, 4 * block_size - 1, 5 * block_size],
+        "lengths": [
+            1,
+            block_size,
+            block_size + 1,
+            3 * block_size,
+            4 * block_size - 1,
+            5 * block_size,
+        ],
     }
 
 
