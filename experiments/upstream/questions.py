@@ -79,35 +79,21 @@ PREFIX_HITS = {
     ],
 }
 
-# Week 5: eight requests of each kind, all answered before the next kind comes; nothing is evicted.
+# Week 5: eight requests of each kind, all of them in flight, so that nothing is evicted.
 
-ANSWER = tokens(7, 3)  # the first three of four tokens: the last is never computed
 SAVINGS = {
     "shared": [[*tokens(100, 64), 10 + i] for i in range(8)],  # a long system prompt
     "identical": [tokens(200, 64)] * 8,  # parallel samples of one prompt
     "short": [tokens(300, 3)] * 8,  # no block is full
     "unshared": [tokens(400 + 20 * i, 9) for i in range(8)],
 }
-
-
-def one_after_another(prompts: list[list[int]], kind: str) -> list[list[object]]:
-    """All are admitted before the first ends."""
-    names = [f"{kind} {i}" for i in range(len(prompts))]
-    admitted = [["admit", name, prompt, ""] for name, prompt in zip(names, prompts)]
-    return [
-        *admitted,
-        *(["decode", name, ANSWER] for name in names),
-        *(["free", name] for name in names),
-    ]
-
-
 PREFIX_SAVINGS = {
-    "num_blocks": 64,
+    "num_blocks": 96,
     "block_size": 4,
     "operations": [
-        operation
+        ["admit", f"{kind} {i}", prompt, ""]
         for kind, prompts in SAVINGS.items()
-        for operation in one_after_another(prompts, kind)
+        for i, prompt in enumerate(prompts)
     ],
 }
 
