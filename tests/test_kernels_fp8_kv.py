@@ -21,8 +21,8 @@ def written(kv: np.ndarray, slots: np.ndarray, scales: np.ndarray, num_blocks: i
     from inferlab.kernels.fp8_kv import fp8_write
 
     cache = torch.zeros((num_blocks, 16, *kv.shape[1:]), dtype=torch.uint8, device=kernels.DEVICE)
-    tensors = (torch.from_numpy(array).to(kernels.DEVICE) for array in (kv, slots, scales))
-    fp8_write(*tensors, cache)
+    tensors = [torch.from_numpy(array).to(kernels.DEVICE) for array in (kv, slots, scales)]
+    fp8_write(tensors[0], tensors[1], tensors[2], cache)
     codes: np.ndarray = cache.cpu().numpy()
     return codes
 
@@ -100,8 +100,8 @@ def test_attention_over_codes_is_numpys(kv_heads: int, group: int) -> None:
             codes[:, *place] = E4M3.encode(rng.standard_normal((2, kv_heads, HEAD_DIM)) * 50)
     scales = rng.uniform(0.005, 0.1, (2, kv_heads)).astype(np.float32)
     queries = rng.standard_normal((3, kv_heads * group, HEAD_DIM), dtype=np.float32)
-    pages = [Fp8Pages(own, scale, E4M3) for own, scale in zip(codes, scales)]
-    expected = paged_decode_attention(queries, *pages, tables, lengths)
+    keys, values = (Fp8Pages(own, scale, E4M3) for own, scale in zip(codes, scales))
+    expected = paged_decode_attention(queries, keys, values, tables, lengths)
     arrays = (queries, *codes, *scales, tables, lengths)
     tensors = (torch.from_numpy(np.ascontiguousarray(array)).to(kernels.DEVICE) for array in arrays)
     assert np.abs(fp8_decode(*tensors).cpu().numpy() - expected).max() < 1e-5

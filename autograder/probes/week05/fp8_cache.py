@@ -21,7 +21,8 @@ def codes_of(code: Any, numbers: np.ndarray) -> list[np.ndarray]:
 def noise(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Numbers of both signs between 2**-6 and 256, with few bits."""
     magnitudes = random.integers(17, 2**11, shape) * 2.0 ** random.integers(-10, -3, shape)
-    return (magnitudes * random.choice([-1, 1], shape)).astype(np.float32)
+    signed: np.ndarray = magnitudes * random.choice([-1, 1], shape)
+    return signed.astype(np.float32)
 
 
 @probe(

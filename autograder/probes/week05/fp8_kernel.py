@@ -28,7 +28,8 @@ def write(code: Any, numbers: np.ndarray, slots: Any, scales: Any, num_slots: in
         cache[MARGIN : MARGIN + num_slots],
         HEAD_DIM=DIM,
     )
-    return cache.cpu().numpy()
+    codes: np.ndarray = cache.cpu().numpy()
+    return codes
 
 
 def encoded(code: Any, numbers: np.ndarray) -> np.ndarray:
@@ -56,12 +57,14 @@ def read(code: Any, codes: np.ndarray, slots: Any, scales: Any) -> np.ndarray:
         output,
         HEAD_DIM=DIM,
     )
-    return output.cpu().numpy()
+    numbers: np.ndarray = output.cpu().numpy()
+    return numbers
 
 
 def noise(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     magnitudes = random.integers(17, 2**11, shape) * 2.0 ** random.integers(-10, -3, shape)
-    return (magnitudes * random.choice([-1, 1], shape)).astype(np.float32)
+    signed: np.ndarray = magnitudes * random.choice([-1, 1], shape)
+    return signed.astype(np.float32)
 
 
 @probe(
