@@ -12,6 +12,7 @@ from autograder.rubric import load_rubrics
 from inferlab import golden, lab, models
 from inferlab.analysis import hit_tokens, kv_bytes_per_token, predicted_hits
 from inferlab.engine import LLM, SamplingParams
+from inferlab.engine.fp8 import FORMATS
 from inferlab.lab.paths import ROOT
 from inferlab.publish import read_page
 
@@ -187,3 +188,19 @@ def test_every_counted_claim_of_the_page_is_computed() -> None:
     ):
         assert words in TEXT
     assert not re.search(r"(?<!\d)0\.78(?!\d)", TEXT)
+
+
+def test_a_scale_makes_no_difference_between_one_and_448() -> None:
+    form = FORMATS["fp8_e4m3"]
+    keys = np.random.default_rng(0).standard_normal(20_000).astype(np.float32)
+    keys /= np.abs(keys).max()
+
+    def error(factor: float, scale: float) -> float:
+        numbers = keys * np.float32(factor)
+        back = form.values[form.encode(numbers / np.float32(scale))] * np.float32(scale)
+        return float(np.linalg.norm(back - numbers) / np.linalg.norm(numbers))
+
+    fitted = error(10, 10 / 448)
+    assert all(error(size, 1) < 1.1 * fitted for size in (1, 4, 30, 448))
+    assert error(0.02, 1) > 2 * fitted
+    assert error(2000, 1) > 3 * fitted
