@@ -131,7 +131,7 @@ def second_hash(code: Any, inputs: Any) -> list[Any]:
     inputs=numbers,
     message="The null block, which pads every table, can be found in the cache.",
 )
-def null_block(code: Any, inputs: Any) -> list[Any]:
+def name_of_the_null_block(code: Any, inputs: Any) -> list[Any]:
     pool = code.BlockPool(7)
     pool.cache_full_block(pool.null_block, NAMES[inputs[0]])
     return [found(pool), hashes(pool), index_size(pool)]
@@ -166,7 +166,7 @@ def crowded(random: np.random.Generator) -> list[list[int]]:
     inputs=crowded,
     message="After some sequence of operations a lookup finds another block than it should.",
 )
-def random_operations(code: Any, inputs: Any) -> list[Any]:
+def crowded_pool(code: Any, inputs: Any) -> list[Any]:
     pool = code.BlockPool(9)
     held: list[Any] = []
     seen: list[Any] = []

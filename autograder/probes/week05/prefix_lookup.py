@@ -16,10 +16,11 @@ def tokens(random: np.random.Generator, count: int) -> list[int]:
 
 def admit(manager: Any, request: Any) -> int:
     """Admit a request with what the cache has of it, and compute the rest; returns the hit."""
-    hit = manager.get_computed_blocks(request)
-    manager.allocate_slots(request, request.num_tokens - hit.num_tokens, hit.blocks)
-    request.num_computed_tokens = request.num_tokens
-    return int(hit.num_tokens)
+    cached, num_cached = manager.get_computed_blocks(request)
+    num_left = request.num_tokens - num_cached
+    if manager.allocate_slots(request, num_left, cached) is not None:
+        request.num_computed_tokens = num_cached + num_left
+    return int(num_cached)
 
 
 def found(manager: Any, token_ids: list[int], salt: str = "") -> list[Any]:
