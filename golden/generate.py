@@ -179,11 +179,70 @@ def week04() -> dict[str, Any]:
     }
 
 
+def week05() -> dict[str, Any]:
+    """Groups of requests, what is computed for them with and without a prefix cache, and answers.
+
+    The requests of a group come together, the groups one after another. In the conversation each
+    prompt holds the answers that the model gave before.
+    """
+    checkpoint = models.path("tiny-chat")
+    block_size, tokenizer = 4, LLM(checkpoint).tokenizer
+    system = [40 + i for i in range(64)]
+    (question,) = questions(tokenizer, 1)
+    workloads: dict[str, dict[str, Any]] = {
+        "shared": {"groups": [[[*system, 200 + i] for i in range(8)]], "max_tokens": 4},
+        "identical": {"groups": [[system] * 8], "max_tokens": 4},
+        "unshared": {"groups": [[[200 + i, *system] for i in range(8)]], "max_tokens": 4},
+        "samples": {"groups": [[question] * 8], "max_tokens": 8, "temperature": 1.0},
+        "conversation": {"groups": [], "max_tokens": 16},
+    }
+    transcript: list[int] = []
+    for prompt in questions(tokenizer, 5):
+        params = SamplingParams(max_tokens=16, temperature=0, ignore_eos=True)
+        transcript = [*transcript, *prompt]
+        workloads["conversation"]["groups"].append([transcript])
+        (answer,) = LLM(checkpoint, enable_prefix_caching=False).generate([transcript], params)
+        transcript = [*transcript, *answer.token_ids]
+    for workload in workloads.values():
+        workload.setdefault("temperature", 0)
+        computed: dict[bool, int] = {}
+        for caching in (True, False):
+            steps: list[int] = []
+            llm = LLM(
+                checkpoint,
+                block_size=block_size,
+                num_blocks=1024,
+                enable_prefix_caching=caching,
+                on_schedule=lambda output, seen=steps: seen.append(  # type: ignore[misc]
+                    output.total_num_scheduled_tokens
+                ),
+            )
+            workload["answers"] = [
+                completion.token_ids
+                for group in workload["groups"]
+                for completion in llm.generate(group, _seeded(workload, len(group)))
+            ]
+            computed[caching] = sum(steps)
+        workload["computed_without"] = computed[False]
+        workload["saved"] = computed[False] - computed[True]
+    return {
+        "weights_sha256": models.weights_hash("tiny-chat"),
+        "block_size": block_size,
+        "workloads": workloads,
+    }
+
+
+def _seeded(workload: dict[str, Any], count: int) -> list[SamplingParams]:
+    settings = {name: workload[name] for name in ("max_tokens", "temperature")}
+    return [SamplingParams(**settings, ignore_eos=True, seed=seed) for seed in range(count)]
+
+
 WEEKS: dict[str, Callable[[], dict[str, Any]]] = {
     "week01": week01,
     "week02": week02,
     "week03": week03,
     "week04": week04,
+    "week05": week05,
 }
 
 if __name__ == "__main__":

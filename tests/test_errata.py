@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from inferlab import lab
+from inferlab.analysis import kv_bytes_per_token, saved_tokens
 from inferlab.analysis.operators import BF16, StepShape, operators
 from inferlab.analysis.roofline import (
     Ceilings,
@@ -176,3 +177,21 @@ def test_the_load_generator_sends_in_exactly_the_time_that_the_rate_says(rate):
         times = np.sort(samples["arrival_us"]) / 1e6
         # Counted from the start, the last of 128 is sent after 128 / rate; the first has a gap too.
         assert 127 / rate * 0.9 < times[-1] - times[0] <= 128 / rate + 0.02
+
+
+def test_a_hit_rate_counts_tokens():
+    found = saved_tokens(16, 445, 430, 16)
+    assert found == 15 * 416
+    assert round(100 * found / (16 * 445), 1) == 87.6
+    assert round(100 * 15 / 16, 1) == 93.8
+
+
+def test_a_cached_prefix_leaves_the_rest_and_one_reading_of_the_weights():
+    multiplied = weights_read_bytes(LLAMA_8B, BF16, 1) / 2
+    rest_ms, all_ms = (2e3 * multiplied * tokens / 312e12 for tokens in (128, 2176))
+    read_ms = 2e3 * multiplied / 2.039e12
+    assert (round(max(rest_ms, read_ms)), round(all_ms)) == (7, 105)
+
+
+def test_a_token_of_the_70b_takes_320_kib():
+    assert kv_bytes_per_token(80, 8, 128, 2) == 320 * 2**10

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ import pytest
 from click.testing import CliRunner
 
 from inferlab import lab, models
-from inferlab.engine import KVCacheManager, NgramProposer, Request
+from inferlab.engine import KVCacheManager, NgramProposer
 from inferlab.engine.radix_cache import RadixCache
 from inferlab.engine.step_graph import GraphMode, capture_sizes, dispatch
 from inferlab.lab.__main__ import main
 from inferlab.lab.engines import ENGINES_VARIABLE
 from inferlab.lab.paths import EXPERIMENTS, ROOT
 from inferlab.lab.pins import pinned_versions
+from inferlab.lab.prefix_replay import replay
 from inferlab.lab.specification import Models
 from inferlab.lab.upstream import UPSTREAM, Question, UpstreamError, ask, questions
 from inferlab.lab.yaml_file import read_model
@@ -26,7 +26,6 @@ from tests.test_sglang_oracle import POLICIES, order
 
 MODULE = sys.modules["inferlab.lab.upstream"]  # the package's attribute of that name is a function
 NAMES = list(questions())
-Observation = dict[str, Any]
 
 
 def recording(name: str) -> dict[str, Any]:
@@ -162,36 +161,11 @@ def test_week_3_reads_the_weights_that_the_physics_checks_count() -> None:
         assert decode["write_bytes"]["attn.kv_cache"] == known[names[name]].kv_bytes_per_token
 
 
-def our_observations(data: dict[str, Any]) -> Iterator[Observation]:
-    """As `experiments/upstream/vllm_kv_cache_manager.py` makes them of vLLM's manager."""
-    manager = KVCacheManager(data["num_blocks"], data["block_size"])
-    requests: dict[str, Request] = {}
-    for operation, name, *arguments in data["operations"]:
-        seen: Observation = {}
-        if operation == "admit":
-            request = Request(name, arguments[0], cache_salt=arguments[1])
-            hit = manager.get_computed_blocks(request)
-            num_new = request.num_tokens - hit.num_tokens
-            admitted = manager.allocate_slots(request, num_new, hit.blocks) is not None
-            seen["hit_tokens"] = hit.num_tokens if admitted else None
-            request.num_computed_tokens = request.num_tokens
-            requests[name] = request
-        elif operation == "decode":
-            for token_id in arguments[0]:
-                requests[name].output_token_ids.append(token_id)
-                manager.allocate_slots(requests[name], 1)
-                requests[name].num_computed_tokens += 1
-        else:
-            manager.free(requests.pop(name))
-        free = list(manager.block_pool.free_queue.blocks())
-        cached = [block.block_id for block in free if block.block_hash is not None]
-        seen |= {"blocks": manager.block_table(name), "cached": cached}
-        yield seen | {"free": [block.block_id for block in free]}
-
-
 def test_week_5_our_manager_hits_and_evicts_as_vllms() -> None:
     data, answer = lab.upstream_answer("week05/prefix-hits")
-    assert list(our_observations(data)) == answer
+    assert (
+        replay(KVCacheManager(data["num_blocks"], data["block_size"]), data["operations"]) == answer
+    )
     hits = {
         name: seen["hit_tokens"]
         for (operation, name, *_), seen in zip(data["operations"], answer)

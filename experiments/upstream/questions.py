@@ -107,6 +107,34 @@ PREFIX_HITS = {
     ],
 }
 
+# Week 5: eight requests of each kind, all of them in flight, so that nothing is evicted.
+
+SAVINGS = {
+    "shared": [[*tokens(100, 64), 10 + i] for i in range(8)],  # a long system prompt
+    "identical": [tokens(200, 64)] * 8,  # parallel samples of one prompt
+    "short": [tokens(300, 3)] * 8,  # no block is full
+    "unshared": [tokens(400 + 20 * i, 9) for i in range(8)],
+}
+PREFIX_SAVINGS = {
+    "num_blocks": 96,
+    "block_size": 4,
+    "operations": [
+        ["admit", f"{kind} {i}", prompt, ""]
+        for kind, prompts in SAVINGS.items()
+        for i, prompt in enumerate(prompts)
+    ],
+}
+
+# Week 5: the prompts of `week05/prefix-length`, one case for each length and repeat.
+
+PREFIX_REPETITION = {
+    "checkpoint": CHECKPOINT,
+    "num_prompts": 48,
+    "num_prefixes": 8,
+    "suffix_tokens": 32,
+    "cases": [[length, seed] for length in (16, 96, 160, 512) for seed in (0, 1, 2)],
+}
+
 # Week 6: a tree that splits, is locked and evicts; then queues that it puts in order.
 
 RADIX_TREE = {
@@ -306,6 +334,8 @@ QUESTIONS = {
     "week04/start-up": ("vllm_start_up", START_UP),
     "week04/block-pool": ("vllm_block_pool", BLOCK_POOL),
     "week05/prefix-hits": ("vllm_kv_cache_manager", PREFIX_HITS),
+    "week05/savings": ("vllm_kv_cache_manager", PREFIX_SAVINGS),
+    "week05/prefix-repetition": ("vllm_prefix_repetition", PREFIX_REPETITION),
     "week06/radix-tree": ("sglang_radix_cache", RADIX_TREE),
     "week06/queue-orders": ("sglang_schedule_policy", RADIX_QUEUES),
     "week07/scheduler-steps": ("vllm_scheduler", SCHEDULER_STEPS),

@@ -20,6 +20,7 @@ from inferlab.analysis.kv_memory import (
     latent_kv_bytes_per_token,
     max_concurrent_sequences,
 )
+from inferlab.analysis.prefix_savings import hit_tokens, predicted_hits, saved_tokens
 from inferlab.analysis.saturation import Saturation, locate_saturation
 
 __all__ = [
@@ -29,10 +30,13 @@ __all__ = [
     "admit_paged",
     "generate_with_cache",
     "generate_without_cache",
+    "hit_tokens",
     "kv_bytes_per_token",
     "latent_kv_bytes_per_token",
     "locate_saturation",
     "max_concurrent_sequences",
     "positions_with_cache",
     "positions_without_cache",
+    "predicted_hits",
+    "saved_tokens",
 ]

@@ -8,7 +8,13 @@ states its invariants; the property tests enforce them. README.md follows one re
 """
 
 from inferlab.engine.attention import paged_decode_attention, paged_prefill_attention
-from inferlab.engine.block_pool import Block, BlockPool, FreeBlockQueue, hash_block_tokens
+from inferlab.engine.block_pool import (
+    Block,
+    BlockPool,
+    FreeBlockQueue,
+    extend_block_hashes,
+    hash_block_tokens,
+)
 from inferlab.engine.checkpoint import ModelConfig
 from inferlab.engine.kv_cache import KVCache, KVCacheManager, PrefixHit, slot_mapping
 from inferlab.engine.kv_tiers import KVTiers, TieredKVStore, chunk_hashes
@@ -57,6 +63,7 @@ __all__ = [
     "TieredKVStore",
     "chunk_hashes",
     "export_request",
+    "extend_block_hashes",
     "hash_block_tokens",
     "import_request",
     "make_batch",

@@ -103,6 +103,24 @@ def hash_block_tokens(parent: bytes | None, token_ids: Sequence[int], salt: str 
     return digest.digest()
 
 
+def extend_block_hashes(
+    hashes: list[bytes], token_ids: Sequence[int], block_size: int, salt: str = ""
+) -> None:
+    """Append to `hashes` those of the full blocks of `token_ids`, each the parent of the next.
+
+    Args:
+        hashes: of the blocks of the sequence that are hashed already; extended in place.
+        token_ids: what follows them in the sequence; a tail that fills no block has no hash.
+        salt: enters the first block of the sequence; by their parents, all others depend on it.
+
+    Source: vllm/v1/core/kv_cache_utils.py:get_request_block_hasher.
+    """
+    for start in range(0, len(token_ids) - block_size + 1, block_size):
+        parent = hashes[-1] if hashes else None
+        block = token_ids[start : start + block_size]
+        hashes.append(hash_block_tokens(parent, block, "" if hashes else salt))
+
+
 class BlockPool:
     """All blocks of the cache, the free ones among them, and an index of the cached ones.
 

@@ -30,13 +30,7 @@ class Fp8Format:
             magnitudes[len(finite)] = np.inf  # E4M3 has no code left for it
         self.values = np.concatenate([magnitudes, -magnitudes])  # [256]: decodes a code
         self.largest = finite[-1]
-        midpoints = (finite[:-1] + finite[1:]) / 2
-        # A tie goes to the even code: above an odd one, the midpoint itself has to round up.
-        midpoints[1::2] = np.nextafter(midpoints[1::2], np.float32(0))
-        halves = (np.arange(2**16, dtype=np.uint32) << 16).view(np.float32)
-        self._codes = np.searchsorted(midpoints, np.abs(halves)).astype(np.uint8)
-        self._codes[np.isnan(halves)] = 127
-        self._codes |= np.signbit(halves).astype(np.uint8) << 7
+        self._midpoints = (finite[:-1] + finite[1:]) / 2
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         """Codes (uint8) of the numbers nearest to float32 `x`, ties to even, in the shape of `x`.
@@ -44,11 +38,14 @@ class Fp8Format:
         Too large becomes the largest finite number, infinity included, as in vLLM's `QuantFP8`: one
         infinite key would make NaN of every later output. NaN stays NaN, so that it is seen.
         """
-        bits = np.asarray(x, np.float32).view(np.uint32)
-        # The upper half of a number decides, if its last bit tells whether the lower half is zero;
-        # without that bit, what lies just above a tie would be taken for the tie.
-        codes: np.ndarray = self._codes[bits >> 16 | (bits & 0xFFFF != 0)]
-        return codes
+        x = np.asarray(x, np.float32)
+        magnitude = np.abs(x)
+        codes = np.searchsorted(self._midpoints, magnitude)
+        is_tie = self._midpoints[np.minimum(codes, len(self._midpoints) - 1)] == magnitude
+        codes = codes + (is_tie & (codes % 2 == 1))  # a tie was put below: up to the even code
+        codes = np.where(np.isnan(x), 127, codes)
+        coded: np.ndarray = (codes + 128 * np.signbit(x)).astype(np.uint8)
+        return coded
 
 
 FORMATS = {"fp8_e4m3": Fp8Format(4, 3, 0x7E), "fp8_e5m2": Fp8Format(5, 2, 0x7B)}

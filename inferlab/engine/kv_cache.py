@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from inferlab.engine.block_pool import Block, BlockPool, hash_block_tokens
+from inferlab.engine.block_pool import Block, BlockPool, extend_block_hashes
 from inferlab.engine.fp8 import FORMATS, Fp8Pages, Pages
 from inferlab.engine.request import Request
 
@@ -167,11 +167,9 @@ class KVCacheManager:
         return -(-num_tokens // self.block_size)
 
     def _hash_full_blocks(self, request: Request) -> None:
-        hashes = request.block_hashes
-        for i in range(len(hashes), request.num_tokens // self.block_size):
-            tokens = request.token_ids(i * self.block_size, (i + 1) * self.block_size)
-            parent = hashes[-1] if hashes else None
-            hashes.append(hash_block_tokens(parent, tokens, request.cache_salt if i == 0 else ""))
+        unhashed = len(request.block_hashes) * self.block_size
+        token_ids = request.token_ids(unhashed, request.num_tokens)
+        extend_block_hashes(request.block_hashes, token_ids, self.block_size, request.cache_salt)
 
     def _cache_full_blocks(self, request: Request, num_tokens: int) -> None:
         """Index the blocks that this step fills.

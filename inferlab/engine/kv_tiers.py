@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inferlab.engine.block_pool import hash_block_tokens
+from inferlab.engine.block_pool import extend_block_hashes
 from inferlab.engine.kv_cache import KVCacheManager, PrefixHit
 from inferlab.engine.kv_payload import kv_fingerprint, pack, read_blocks, unpack, write_tokens
 from inferlab.engine.llm import LLM
@@ -31,10 +31,7 @@ SUFFIX = ".inferlab-kv"
 def chunk_hashes(token_ids: Sequence[int], chunk_size: int, salt: str = "") -> list[bytes]:
     """Hash of each whole chunk of `chunk_size` tokens, chained as the hashes of blocks are."""
     hashes: list[bytes] = []
-    for start in range(0, len(token_ids) - chunk_size + 1, chunk_size):
-        parent = hashes[-1] if hashes else None
-        chunk = token_ids[start : start + chunk_size]
-        hashes.append(hash_block_tokens(parent, chunk, "" if hashes else salt))
+    extend_block_hashes(hashes, token_ids, chunk_size, salt)
     return hashes
 
 
