@@ -21,7 +21,8 @@ from inferlab.lab.pins import pinned_versions
 from inferlab.lab.specification import Models
 from inferlab.lab.upstream import UPSTREAM, Question, UpstreamError, ask, questions
 from inferlab.lab.yaml_file import read_model
-from tests import radix_operations, scheduler_traces
+from inferlab.lab import radix_replay
+from tests import scheduler_traces
 from tests.test_sglang_oracle import POLICIES, order
 
 MODULE = sys.modules["inferlab.lab.upstream"]  # the package's attribute of that name is a function
@@ -205,9 +206,9 @@ def test_week_5_our_manager_hits_and_evicts_as_vllms() -> None:
 
 def test_week_6_our_tree_answers_as_sglangs() -> None:
     data, answer = lab.upstream_answer("week06/radix-tree")
-    ours = radix_operations.replay(RadixCache(), data["operations"])
+    ours = radix_replay.replay(RadixCache(), data["operations"])
     assert ours == [{name: seen[name] for name in ours[0]} for seen in answer]
-    events = radix_operations.count_events(data["operations"], answer)
+    events = radix_replay.count_events(data["operations"], answer)
     assert len(events) == 7
     assert all(events.values()), events
 

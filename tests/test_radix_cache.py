@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from inferlab.engine.radix_cache import RadixCache, RadixMatch, RadixNode
+from inferlab.engine.radix_cache import RadixCache
+from inferlab.engine.radix_node import RadixMatch, RadixNode
 
 SEQUENCES = st.lists(st.integers(0, 2), min_size=1, max_size=9)
 SALTS = st.sampled_from(["", "tenant"])
