@@ -17,6 +17,9 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs
 
 
+ALONE = "alone"  # hrrn settles ties by name, and this one sorts behind all numbers
+
+
 def main(data):
     publish(
         ServerArgs(
@@ -46,7 +49,7 @@ def admitted(name, alone, prefix, suffix_tokens, num_waiting, turns):
     for turn in range(turns):
         policy.calc_priority(queue, None, computed)
         head = queue.pop(0)
-        order.append(int(head.rid))
+        order.append(0 if head.rid == ALONE else int(head.rid))
         found = tree.match_prefix(MatchPrefixParams(key=key(head.origin_input_ids)))
         computed += len(head.origin_input_ids) - found.device_prefix_len
         insert(tree, head.origin_input_ids)
@@ -64,7 +67,7 @@ def key(token_ids):
 
 def request(number, token_ids, computed):
     entry = Req(
-        rid=str(number),
+        rid=str(number) if number else ALONE,
         origin_input_text="",
         origin_input_ids=array("q", token_ids),
         sampling_params=SamplingParams(max_new_tokens=4),
