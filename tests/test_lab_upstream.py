@@ -14,6 +14,7 @@ from inferlab import lab, models
 from inferlab.engine import KVCacheManager, NgramProposer, Request
 from inferlab.engine.radix_cache import RadixCache
 from inferlab.engine.step_graph import GraphMode, capture_sizes, dispatch
+from inferlab.lab import radix_replay
 from inferlab.lab.__main__ import main
 from inferlab.lab.engines import ENGINES_VARIABLE
 from inferlab.lab.paths import EXPERIMENTS, ROOT
@@ -21,7 +22,6 @@ from inferlab.lab.pins import pinned_versions
 from inferlab.lab.specification import Models
 from inferlab.lab.upstream import UPSTREAM, Question, UpstreamError, ask, questions
 from inferlab.lab.yaml_file import read_model
-from inferlab.lab import radix_replay
 from tests import scheduler_traces
 from tests.test_sglang_oracle import POLICIES, order
 

@@ -15,9 +15,7 @@ from inferlab.analysis.prefix_orders import (
 )
 from inferlab.engine.radix_cache import RadixCache
 
-SEQUENCES = st.lists(
-    st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=9
-)
+SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=9)
 
 
 def longest(sequences: list[list[int]]) -> int:
@@ -48,9 +46,7 @@ def test_no_order_computes_less_and_with_room_for_all_every_order_is_as_good(
 
 def test_the_order_matters_where_the_tree_does_not_fit() -> None:
     sequences = [[1, 1, 1, 5], [2, 2, 2, 5], [1, 1, 1, 6], [2, 2, 2, 6]]
-    costs = {
-        order: sum(computed_tokens(sequences, order, 4)) for order in permutations(range(4))
-    }
+    costs = {order: sum(computed_tokens(sequences, order, 4)) for order in permutations(range(4))}
     assert min(costs.values()) == distinct_prefixes(sequences) == 10
     assert costs[0, 1, 2, 3] == max(costs.values()) == 16
     assert longest_match_first(sequences, 4) == [0, 2, 1, 3]
@@ -63,9 +59,7 @@ def test_a_request_that_cannot_fit_is_refused() -> None:
 
 @settings(max_examples=60)
 @given(SEQUENCES, st.randoms())
-def test_the_radix_tree_finds_what_the_model_finds(
-    sequences: list[list[int]], rng: object
-) -> None:
+def test_the_radix_tree_finds_what_the_model_finds(sequences: list[list[int]], rng: object) -> None:
     """With room for everything; the tree drops whole leaves, so that with less they differ."""
     order = list(range(len(sequences)))
     rng.shuffle(order)  # type: ignore[attr-defined]

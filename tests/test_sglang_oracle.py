@@ -27,8 +27,8 @@ from inferlab.engine.policy import (
 from inferlab.engine.radix_cache import RadixCache
 from inferlab.engine.radix_kv_cache import RadixKVCacheManager
 from inferlab.engine.radix_node import RadixNode
-from inferlab.lab.upstream import SCRIPTS, Question, ask
 from inferlab.lab.radix_replay import Observation, count_events, random_operations, replay
+from inferlab.lab.upstream import SCRIPTS, Question, ask
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow]
 OPERATIONS = random_operations(seed=1, num_operations=4000)

@@ -38,7 +38,7 @@ class Endpoint(RuntimeEndpoint):
 
 
 def call(prompt, text, info):
-    counts = {name: info[f"{name}_tokens"] for name in ("prompt", "cached", "completion")}
+    counts = {name: info[name] for name in ("prompt_tokens", "cached_tokens", "completion_tokens")}
     return {"prompt": prompt, "text": text, **counts}
 
 
@@ -66,7 +66,10 @@ def answers(policy, data):
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    flags = [f"--{name}={value}" if value is not True else f"--{name}" for name, value in data["server"].items()]
+    flags = [
+        f"--{name}" if value is True else f"--{name}={value}"
+        for name, value in data["server"].items()
+    ]
     command = [sys.executable, "-m", "sglang.launch_server", "--host=127.0.0.1", f"--port={port}"]
     server = subprocess.Popen(
         [*command, f"--schedule-policy={policy}", *flags],
@@ -112,8 +115,13 @@ def ask(url, data):
         # Branches end in any order.
         seen[name] = sorted(CALLS, key=lambda one: (len(one["prompt"]), one["prompt"]))
     endpoint.flush_cache()
-    prompts = [one["prompt"] for one in seen["first"] if one["prompt"].endswith(tuple(f"{view}<|end|><|assistant|>" for view in data["views"]))]
-    sampling = {"temperature": 0, "ignore_eos": True, "max_new_tokens": data["settings"]["max_tokens"]}
+    ends = tuple(f"{view}<|end|><|assistant|>" for view in data["views"])
+    prompts = [one["prompt"] for one in seen["first"] if one["prompt"].endswith(ends)]
+    sampling = {
+        "temperature": 0,
+        "ignore_eos": True,
+        "max_new_tokens": data["settings"]["max_tokens"],
+    }
     reply = requests.post(
         f"{url}/generate", json={"text": prompts, "sampling_params": sampling}, timeout=300
     ).json()

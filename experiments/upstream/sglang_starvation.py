@@ -16,7 +16,6 @@ from sglang.srt.runtime_context import publish
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs
 
-
 ALONE = "alone"  # hrrn settles ties by name, and this one sorts behind all numbers
 
 

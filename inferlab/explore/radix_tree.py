@@ -181,6 +181,7 @@ def draw(found: dict[str, Any], **_: Any) -> Figure:
 def in_words(found: dict[str, Any], **_: Any) -> str:
     return (
         f"The last request found {found['hit']:,} of its {found['asked']:,} tokens. The tree has "
-        f"{found['nodes']} nodes with {found['tokens']:,} tokens. So far {found['found_share']:.0%} "
-        f"of all prompt tokens were found, and {found['all_dropped']:,} dropped to make room."
+        f"{found['nodes']} nodes with {found['tokens']:,} tokens. So far "
+        f"{found['found_share']:.0%} of all prompt tokens were found, and "
+        f"{found['all_dropped']:,} dropped to make room."
     )

@@ -136,7 +136,9 @@ def stale_entries(code: Any, inputs: Any) -> list[Any]:
 def locked_leaves(random: np.random.Generator) -> dict[str, Any]:
     return {
         "prefix": [7000 + i for i in range(int(random.integers(2, 6)))],
-        "tails": [[10 * n + i for i in range(int(k))] for n, k in enumerate(random.integers(1, 6, 5))],
+        "tails": [
+            [10 * n + i for i in range(int(k))] for n, k in enumerate(random.integers(1, 6, 5))
+        ],
         "held": random.permutation(5)[:3].tolist(),
         "asked": int(random.integers(1, 30)),
     }

@@ -45,7 +45,9 @@ def by_match(random: np.random.Generator) -> dict[str, Any]:
     lengths = random.integers(34, 60, 8).tolist()
     return {
         "cached": [[base, ""]],
-        "waiting": [[base[:n] + [9000 + i] * (12 - i), ""] for i, n in enumerate([*lengths, lengths[0], 40])],
+        "waiting": [
+            [base[:n] + [9000 + i] * (12 - i), ""] for i, n in enumerate([*lengths, lengths[0], 40])
+        ],
     }
 
 
@@ -163,7 +165,7 @@ def long_queues(code: Any, inputs: Any) -> list[Any]:
 def chains(random: np.random.Generator) -> dict[str, Any]:
     base = [int(t) for t in random.choice(5000, 200, replace=False)]
     cuts = [20, 31, 32, 60, 90, 130, 200]
-    waiting = [[base[:n] + [7000 + n], ""] for n in random.permutation(cuts).tolist()]
+    waiting = [[[*base[:n], 7000 + n], ""] for n in random.permutation(cuts).tolist()]
     return {"cached": [], "waiting": waiting}
 
 

@@ -1,4 +1,4 @@
-"""Probes of `RadixTree`: sequences that share prefixes are matched and inserted, and the tree read."""
+"""Probes of `RadixTree`: matches and insertions of sequences that share prefixes."""
 
 from typing import Any
 
@@ -107,7 +107,7 @@ def shapes(code: Any, inputs: Any) -> list[Any]:
 def order_of_use(node: Any) -> list[Any]:
     """All nodes by their time of use; those with the same time are one group."""
     groups: dict[int, list[Any]] = {}
-    pending = [child for child in node.children.values()]
+    pending = list(node.children.values())
     while pending:
         one = pending.pop()
         groups.setdefault(one.last_used, []).append([list(one.token_ids), list(one.values)])
@@ -120,8 +120,8 @@ def order_of_use(node: Any) -> list[Any]:
     exercise=EXERCISE,
     trials=3,
     inputs=many,
-    message="Every node of the path is used by a match and by an insertion, all at one time; a new "
-    "leaf, and a node that was cut off, come after them.",
+    message="Every node of the path is used by a match and by an insertion, all at one time; a "
+    "new leaf, and a node that was cut off, come after them.",
 )
 def used(code: Any, inputs: Any) -> list[Any]:
     tree, seen = code.RadixTree(), []
@@ -141,8 +141,8 @@ def edges(random: np.random.Generator) -> dict[str, Any]:
     exercise=EXERCISE,
     trials=3,
     inputs=edges,
-    message="A sequence that is empty, that is a prefix of a cached one, or that goes on behind one "
-    "was not treated as the exercise says.",
+    message="A sequence that is empty, a prefix of a cached one, or the continuation of one was not "
+    "treated as the exercise says.",
 )
 def corner_cases(code: Any, inputs: Any) -> list[Any]:
     tree, base, salt = code.RadixTree(), inputs["base"], inputs["salt"]
@@ -155,8 +155,8 @@ def corner_cases(code: Any, inputs: Any) -> list[Any]:
         ["insert", base[:2], salt, 400],
         ["insert", base, salt, 500],
         ["insert", base[:1], salt, 600],
-        ["match", base + [999], salt, 0],
-        ["match", base[:3] + [999], salt, 0],
+        ["match", [*base, 999], salt, 0],
+        ["match", [*base[:3], 999], salt, 0],
         ["match", [999], salt, 0],
     ]
     seen: list[Any] = []
