@@ -210,7 +210,7 @@ def week06() -> dict[str, Any]:
             ]
         )
     prompts = [group[turn] for turn in range(3) for group in groups]
-    params = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
+    params = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
     slots = 16 * (-(-(max(map(len, prompts)) + params.max_tokens) // 16) + 1)
     computed, tokens = {}, []
     for name, (cache, policy) in RADIX_ARMS.items():

@@ -149,7 +149,6 @@ STARVATION = {
 
 # A program with a fork: a plan, three views of it, a verdict.
 PROGRAM = {
-    "policies": ["fcfs", "lpm"],
     "server": {
         "model-path": CHECKPOINT,
         "dtype": "float32",

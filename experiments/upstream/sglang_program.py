@@ -1,14 +1,17 @@
 """A program of SGLang's own language, with a fork, against a real server: prompt and cached tokens.
 
-Runs in the engines' interpreter. For each of `policies` a server is started, and asked in this
-order, with a flushed cache before the first and the third:
+Runs in the engines' interpreter. One server is started and asked in this order:
 
-1. `first`: the program `solve` on one task: a plan, a fork into several views, and a verdict;
+1. `first`, with an empty cache: the program `solve` on one task: a plan, a fork into several
+   views, and a verdict;
 2. `second`: the same program on another task, so that only the rules are shared;
-3. `at_once`: what the branches of `first` asked, as one batch of requests without a program.
+3. `after_hint`: with an empty cache, the rules are sent as a fork sends its text, with no token
+   to be generated, and then the rules with a task;
+4. `after_token`: the same with one token to be generated instead of none.
 
-The answer holds for each call of the model its prompt as text, the text that came, and the tokens
-that the prompt had, that were found in the cache, and that were generated.
+For each call of the model the answer holds the prompt as text, the text that came, and the tokens
+that the prompt had, that were found in the cache, and that were generated. Branches of a fork run
+at once, so what they found is sorted: which of them came first differs from run to run.
 """
 
 import os
@@ -58,10 +61,6 @@ def solve(s, rules, task, views, settings):
 
 
 def main(data):
-    return {policy: answers(policy, data) for policy in data["policies"]}
-
-
-def answers(policy, data):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -72,7 +71,7 @@ def answers(policy, data):
     ]
     command = [sys.executable, "-m", "sglang.launch_server", "--host=127.0.0.1", f"--port={port}"]
     server = subprocess.Popen(
-        [*command, f"--schedule-policy={policy}", *flags],
+        [*command, *flags],
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -103,27 +102,38 @@ def ask(url, data):
     endpoint = Endpoint(url)
     endpoint.flush_cache()
     seen = {}
-    for name in ("first", "second"):
+    for name, task in data["tasks"].items():
         CALLS.clear()
         solve.run(
             rules=data["rules"],
-            task=data["tasks"][name],
+            task=task,
             views=data["views"],
             settings=data["settings"],
             backend=endpoint,
         ).sync()
-        # Branches end in any order.
-        seen[name] = sorted(CALLS, key=lambda one: (len(one["prompt"]), one["prompt"]))
-    endpoint.flush_cache()
-    ends = tuple(f"{view}<|end|><|assistant|>" for view in data["views"])
-    prompts = [one["prompt"] for one in seen["first"] if one["prompt"].endswith(ends)]
-    sampling = {
-        "temperature": 0,
-        "ignore_eos": True,
-        "max_new_tokens": data["settings"]["max_tokens"],
-    }
-    reply = requests.post(
-        f"{url}/generate", json={"text": prompts, "sampling_params": sampling}, timeout=300
-    ).json()
-    seen["at_once"] = [call(p, one["text"], one["meta_info"]) for p, one in zip(prompts, reply)]
+        # The plan has the shortest prompt and the verdict the longest.
+        plan, *branches, verdict = sorted(
+            CALLS, key=lambda one: (len(one["prompt"]), one["prompt"])
+        )
+        found = sorted(one.pop("cached_tokens") for one in branches)
+        seen[name] = {
+            "plan": plan,
+            "branches": branches,
+            "branches_found": found,
+            "verdict": verdict,
+        }
+    text = data["rules"] + data["tasks"]["first"]
+    for name, count in (("after_hint", 0), ("after_token", 1)):
+        endpoint.flush_cache()
+        generate(url, data["rules"], count)
+        seen[name] = call(text, "", generate(url, text, 1)["meta_info"])
     return seen
+
+
+def generate(url, text, max_new_tokens):
+    sampling = {"temperature": 0, "max_new_tokens": max_new_tokens}
+    reply = requests.post(
+        f"{url}/generate", json={"text": text, "sampling_params": sampling}, timeout=300
+    )
+    reply.raise_for_status()
+    return reply.json()

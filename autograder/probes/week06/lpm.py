@@ -11,26 +11,33 @@ from inferlab.engine.request import Request
 EXERCISE = "week06-lpm"
 
 
-def tokens(random: np.random.Generator) -> list[int]:
+Prompt = list[Any]  # runs of a first token and a number of tokens, and a salt
+
+
+def path(random: np.random.Generator) -> list[list[int]]:
     """A path whose branches are shorter and longer than the threshold."""
-    found: list[int] = []
-    while not found or random.random() < 0.6:
-        branch = int(random.integers(3))
-        found += [1000 * branch + i for i in range(int(random.choice([2, 8, 16, 40])))]
-    return found
+    runs: list[list[int]] = []
+    while not runs or random.random() < 0.6:
+        branch = 1000 * int(random.integers(3))
+        runs.append([branch, int(random.choice([2, 8, 16, 40]))])
+    return runs
 
 
-def holding(cached: list[Any]) -> RadixKVCacheManager:
+def spelt(runs: list[list[int]]) -> list[int]:
+    return [first + i for first, count in runs for i in range(count)]
+
+
+def holding(cached: list[Prompt]) -> RadixKVCacheManager:
     manager = RadixKVCacheManager(20_000)
-    for token_ids, salt in cached:
-        manager.tree.insert(token_ids, token_ids, salt)
+    for runs, salt in cached:
+        manager.tree.insert(spelt(runs), spelt(runs), salt)
     return manager
 
 
-def requests_of(waiting: list[Any]) -> list[Request]:
+def requests_of(waiting: list[Prompt]) -> list[Request]:
     return [
-        Request(str(place), token_ids, cache_salt=salt)
-        for place, (token_ids, salt) in enumerate(waiting)
+        Request(str(place), spelt(runs), cache_salt=salt)
+        for place, (runs, salt) in enumerate(waiting)
     ]
 
 
@@ -41,13 +48,11 @@ def order_of(code: Any, inputs: Any) -> list[int]:
 
 def by_match(random: np.random.Generator) -> dict[str, Any]:
     """Matches longer than the threshold only, and of several the same."""
-    base = [int(t) for t in random.choice(5000, 120, replace=False)]
     lengths = random.integers(34, 60, 8).tolist()
+    lengths += [lengths[0], 40]
     return {
-        "cached": [[base, ""]],
-        "waiting": [
-            [base[:n] + [9000 + i] * (12 - i), ""] for i, n in enumerate([*lengths, lengths[0], 40])
-        ],
+        "cached": [[[[0, 120]], ""]],
+        "waiting": [[[[0, n], [9000 + 50 * i, 12 - i]], ""] for i, n in enumerate(lengths)],
     }
 
 
@@ -64,8 +69,8 @@ def longest_first(code: Any, inputs: Any) -> list[int]:
 
 def forests(random: np.random.Generator) -> dict[str, Any]:
     return {
-        "cached": [[tokens(random), ""] for _ in range(int(random.integers(0, 6)))],
-        "waiting": [[tokens(random), ""] for _ in range(int(random.integers(6, 20)))],
+        "cached": [[path(random), ""] for _ in range(int(random.integers(0, 6)))],
+        "waiting": [[path(random), ""] for _ in range(int(random.integers(6, 20)))],
     }
 
 
@@ -82,14 +87,12 @@ def mixed_queues(code: Any, inputs: Any) -> list[int]:
 
 
 def at_the_threshold(random: np.random.Generator) -> dict[str, Any]:
-    waiting: list[list[Any]] = []
-    cached = []
+    waiting, cached = [], []
     for group, shared in enumerate(random.permutation([31, 32, 33, 34, 40]).tolist()):
         first = 10_000 * (group + 1)
-        prefix = list(range(first, first + shared))
         if group % 2:
-            cached.append([prefix, ""])
-        waiting += [[[*prefix, first + 500 + i], ""] for i in range(3)]
+            cached.append([[[first, shared]], ""])
+        waiting += [[[[first, shared], [first + 500 + i, 1]], ""] for i in range(3)]
     places = random.permutation(len(waiting)).tolist()
     return {"cached": cached, "waiting": [waiting[place] for place in places]}
 
@@ -107,11 +110,10 @@ def thresholds(code: Any, inputs: Any) -> list[int]:
 
 
 def salted(random: np.random.Generator) -> dict[str, Any]:
-    prefix = [int(t) for t in random.choice(5000, 50, replace=False)]
     salts = random.choice(["", "one", "two"], 9).tolist()
     return {
-        "cached": [[prefix[:45], str(random.choice(["one", "two"]))]],
-        "waiting": [[[*prefix, 9000 + i], salt] for i, salt in enumerate(salts)],
+        "cached": [[[[0, 45]], str(random.choice(["one", "two"]))]],
+        "waiting": [[[[0, 50], [9000 + i, 1]], salt] for i, salt in enumerate(salts)],
     }
 
 
@@ -128,12 +130,7 @@ def tenants(code: Any, inputs: Any) -> list[int]:
 
 
 def crowds(random: np.random.Generator) -> dict[str, Any]:
-    count = int(random.integers(127, 131))
-    return {
-        "cached": [[list(range(50)), ""]],
-        "waiting": [[[5000 + i], ""] for i in range(count - 2)]
-        + [[[*range(40), 1], ""], [[*range(50), 2], ""]],
-    }
+    return {"count": 127 + int(random.integers(4)), "hits": random.integers(33, 50, 2).tolist()}
 
 
 class Counting(RadixKVCacheManager):
@@ -156,17 +153,16 @@ class Counting(RadixKVCacheManager):
 )
 def long_queues(code: Any, inputs: Any) -> list[Any]:
     manager = Counting(20_000)
-    for token_ids, salt in inputs["cached"]:
-        manager.tree.insert(token_ids, token_ids, salt)
-    order = code.lpm(requests_of(inputs["waiting"]), manager)
+    manager.tree.insert(range(50), range(50))
+    strangers = [[[[5000 + i, 1]], ""] for i in range(inputs["count"] - 2)]
+    hits = [[[[0, n], [9000, 1]], ""] for n in inputs["hits"]]
+    order = code.lpm(requests_of(strangers + hits), manager)
     return [[int(one.request_id) for one in order], manager.lookups]
 
 
 def chains(random: np.random.Generator) -> dict[str, Any]:
-    base = [int(t) for t in random.choice(5000, 200, replace=False)]
-    cuts = [20, 31, 32, 60, 90, 130, 200]
-    waiting = [[[*base[:n], 7000 + n], ""] for n in random.permutation(cuts).tolist()]
-    return {"cached": [], "waiting": waiting}
+    cuts = random.permutation([20, 31, 32, 60, 90, 130, 200]).tolist()
+    return {"cached": [], "waiting": [[[[0, n], [7000 + n, 1]], ""] for n in cuts]}
 
 
 @probe(
@@ -174,8 +170,8 @@ def chains(random: np.random.Generator) -> dict[str, Any]:
     exercise=EXERCISE,
     trials=4,
     inputs=chains,
-    message="Who is deferred does not stand for others: only what a request that goes first will "
-    "compute is worth waiting for.",
+    message="How much a request shares with those before it in the queue decides, not how long it "
+    "or another is.",
 )
 def nested(code: Any, inputs: Any) -> list[int]:
     return order_of(code, inputs)
