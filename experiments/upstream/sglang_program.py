@@ -5,13 +5,14 @@ Runs in the engines' interpreter. One server is started and asked in this order:
 1. `first`, with an empty cache: the program `solve` on one task: a plan, a fork into several
    views, and a verdict;
 2. `second`: the same program on another task, so that only the rules are shared;
-3. `after_hint`: with an empty cache, the rules are sent as a fork sends its text, with no token
-   to be generated, and then the rules with a task;
-4. `after_token`: the same with one token to be generated instead of none.
+3. `synced`, with an empty cache: as the first, but the program waits for its plan before it forks;
+4. `after_hint`, with an empty cache: the rules are sent as a fork sends its text, with no token to
+   be generated, and then the rules with a task.
 
 For each call of the model the answer holds the prompt as text, the text that came, and the tokens
-that the prompt had, that were found in the cache, and that were generated. Branches of a fork run
-at once, so what they found is sorted: which of them came first differs from run to run.
+that the prompt had, that were found in the cache, and that were generated; and how often the fork
+sent its text ahead. Branches of a fork run at once, so what they found is sorted: which of them
+came first differs from run to run.
 """
 
 import os
@@ -27,7 +28,7 @@ import requests
 import sglang as sgl
 from sglang.lang.backend.runtime_endpoint import RuntimeEndpoint
 
-CALLS = []  # of the program that runs; each branch of a fork adds its own
+CALLS, COMMITS = [], []  # of the program that runs; each branch of a fork adds its own
 
 
 class Endpoint(RuntimeEndpoint):
@@ -39,6 +40,10 @@ class Endpoint(RuntimeEndpoint):
         CALLS.append(call(prompt, text, info))
         return text, info
 
+    def commit_lazy_operations(self, s):
+        COMMITS.append(s.text_)
+        super().commit_lazy_operations(s)
+
 
 def call(prompt, text, info):
     counts = {name: info[name] for name in ("prompt_tokens", "cached_tokens", "completion_tokens")}
@@ -46,10 +51,12 @@ def call(prompt, text, info):
 
 
 @sgl.function
-def solve(s, rules, task, views, settings):
+def solve(s, rules, task, views, settings, waits):
     s += rules + task + "<|assistant|>"
     s += sgl.gen("plan", **settings)
     s += "<|end|><|user|>"
+    if waits:
+        s.sync()
     branches = s.fork(len(views))
     for branch, view in zip(branches, views):
         branch += view + "<|end|><|assistant|>"
@@ -100,15 +107,22 @@ def wait_for(server, url):
 
 def ask(url, data):
     endpoint = Endpoint(url)
-    endpoint.flush_cache()
     seen = {}
-    for name, task in data["tasks"].items():
+    for name, task, is_cold, waits in (
+        ("first", "first", True, False),
+        ("second", "second", False, False),
+        ("synced", "first", True, True),
+    ):
+        if is_cold:
+            endpoint.flush_cache()
         CALLS.clear()
+        COMMITS.clear()
         solve.run(
             rules=data["rules"],
-            task=task,
+            task=data["tasks"][task],
             views=data["views"],
             settings=data["settings"],
+            waits=waits,
             backend=endpoint,
         ).sync()
         # The plan has the shortest prompt and the verdict the longest.
@@ -121,17 +135,17 @@ def ask(url, data):
             "branches": branches,
             "branches_found": found,
             "verdict": verdict,
+            "commits": len(COMMITS),
         }
     text = data["rules"] + data["tasks"]["first"]
-    for name, count in (("after_hint", 0), ("after_token", 1)):
-        endpoint.flush_cache()
-        generate(url, data["rules"], count)
-        seen[name] = call(text, "", generate(url, text, 1)["meta_info"])
+    endpoint.flush_cache()
+    endpoint.cache_prefix(data["rules"])
+    seen["after_hint"] = call(text, "", generate(url, text)["meta_info"])
     return seen
 
 
-def generate(url, text, max_new_tokens):
-    sampling = {"temperature": 0, "max_new_tokens": max_new_tokens}
+def generate(url, text):
+    sampling = {"temperature": 0, "max_new_tokens": 1}
     reply = requests.post(
         f"{url}/generate", json={"text": text, "sampling_params": sampling}, timeout=300
     )
