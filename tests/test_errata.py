@@ -176,3 +176,26 @@ def test_the_load_generator_sends_in_exactly_the_time_that_the_rate_says(rate):
         times = np.sort(samples["arrival_us"]) / 1e6
         # Counted from the start, the last of 128 is sent after 128 / rate; the first has a gap too.
         assert 127 / rate * 0.9 < times[-1] - times[0] <= 128 / rate + 0.02
+
+
+def test_with_more_than_128_waiting_sglangs_lpm_is_fcfs():
+    data, answer = lab.upstream_answer("week06/queue-orders")
+    orders = {len(queue["waiting"]): order for queue, order in zip(data["queues"], answer)}
+    assert orders[128]["lpm"] != orders[128]["fcfs"]
+    assert orders[129]["lpm"] == orders[129]["fcfs"]
+
+
+def test_a_tree_may_find_fewer_tokens_than_blocks():
+    both = lab.load("week06/blocks-against-tree")
+    blocks, tree = (
+        both.repeats("prefix_cache_hits_tokens", engine=engine) for engine in ("vllm", "sglang")
+    )
+    assert [found < by_blocks for found, by_blocks in zip(tree, blocks)] == [True, True, False]
+
+
+def test_a_fork_sends_nothing_ahead_unless_the_program_waits():
+    _, answer = lab.upstream_answer("week06/program")
+    assert [answer[run]["commits"] for run in ("first", "second", "synced")] == [0, 0, 1]
+    for run, is_found_by_all in (("first", False), ("second", False), ("synced", True)):
+        least, *_, most = answer[run]["branches_found"]
+        assert (least == most) == is_found_by_all
