@@ -101,7 +101,9 @@ def everything(random: np.random.Generator) -> dict[str, Any]:
     "not dropped.",
 )
 def all_together(code: Any, inputs: Any) -> list[Any]:
-    cache, held, seen = code.RadixCache(), [], []
+    cache = code.RadixCache()
+    held: list[Any] = []
+    seen: list[Any] = []
     for operation in inputs["operations"]:
         answer = operate(cache, held, *operation)
         seen.append([answer, sums(cache), fingerprint(shape(cache.root))])

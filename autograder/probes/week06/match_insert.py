@@ -1,6 +1,7 @@
 """Probes of `RadixTree`: matches and insertions of sequences that share prefixes."""
 
 import zlib
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -193,7 +194,7 @@ def corner_cases(code: Any, inputs: Any) -> list[Any]:
 def announced(code: Any, inputs: Any) -> list[Any]:
     seen: list[Any] = []
 
-    class Watched(code.RadixTree):  # type: ignore[misc, name-defined]
+    class Watched(code.RadixTree):  # type: ignore[misc]
         def _added(self, leaf: Any) -> None:
             in_place = leaf.parent.children.get(leaf.edge) is leaf
             seen.append([leaf.token_ids[0], list(leaf.values), in_place])
@@ -204,7 +205,7 @@ def announced(code: Any, inputs: Any) -> list[Any]:
     tokens = spelt(inputs["operations"][0][1])
     seen += [
         refusal(
-            lambda given=values: tree.insert(tokens, given),
+            partial(tree.insert, tokens, values),
             lambda: [shape(tree.root), order_of_use(tree.root)],
         )
         for values in (range(len(tokens) + 1), range(len(tokens) - 1))

@@ -1,6 +1,7 @@
 """Probes of `RadixNode.split`: the whole neighbourhood of the cut is noted."""
 
 from array import array
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -185,7 +186,7 @@ def refused(code: Any, inputs: Any) -> list[Any]:
     root, node = built(code, inputs)
     count = len(inputs["tokens"])
     seen: list[Any] = [
-        refusal(lambda cut=length: node.split(cut, 70), lambda: picture(root))
+        refusal(partial(node.split, length, 70), lambda: picture(root))
         for length in (0, count, count + 2, -1)
     ]
     root.token_ids, root.values = array("q", [1, 2]), array("q", [1, 2])
