@@ -67,7 +67,7 @@ def without_locks(random: np.random.Generator) -> dict[str, Any]:
     message="Whole leaves go, the least recently used first, until enough tokens are gone and no "
     "longer; a parent that has lost its last child is a leaf.",
 )
-def order_of_eviction(code: Any, inputs: Any) -> list[Any]:
+def evicted_in_order(code: Any, inputs: Any) -> list[Any]:
     return replayed(code.RadixCache(), inputs)
 
 
@@ -83,7 +83,7 @@ def with_locks(random: np.random.Generator) -> dict[str, Any]:
     message="A node's tokens change sides when it is locked for the first time and unlocked for "
     "the last, and at no other time.",
 )
-def sums_under_locks(code: Any, inputs: Any) -> list[Any]:
+def sums_with_locks(code: Any, inputs: Any) -> list[Any]:
     return replayed(code.RadixCache(), inputs)
 
 
@@ -100,7 +100,7 @@ def everything(random: np.random.Generator) -> dict[str, Any]:
     message="What is locked stays, what was unlocked can go, and the tree holds exactly what was "
     "not dropped.",
 )
-def all_together(code: Any, inputs: Any) -> list[Any]:
+def locks_and_evictions(code: Any, inputs: Any) -> list[Any]:
     cache = code.RadixCache()
     held: list[Any] = []
     seen: list[Any] = []
@@ -125,7 +125,7 @@ def used_again(random: np.random.Generator) -> dict[str, Any]:
     message="A leaf that was used since it was queued waits for its turn by the later use, and is "
     "not lost from the queue.",
 )
-def stale_entries(code: Any, inputs: Any) -> list[Any]:
+def queued_then_used(code: Any, inputs: Any) -> list[Any]:
     cache = code.RadixCache()
     sequences = [
         [100 * number + i for i in range(length)] for number, length in enumerate(inputs["lengths"])
@@ -159,7 +159,7 @@ def locked_leaves(random: np.random.Generator) -> dict[str, Any]:
     message="A node that was passed over because it was locked, or had a child, has to be found "
     "again once it can go.",
 )
-def passed_over(code: Any, inputs: Any) -> list[Any]:
+def locked_then_free(code: Any, inputs: Any) -> list[Any]:
     cache = code.RadixCache()
     sequences = [inputs["prefix"] + tail for tail in inputs["tails"]]
     for tokens in sequences:
@@ -186,7 +186,7 @@ def misuses(random: np.random.Generator) -> dict[str, Any]:
     message="Misuse raises ValueError and changes nothing; the root can be locked and unlocked "
     "any number of times, and an eviction of no tokens drops nothing.",
 )
-def misuse(code: Any, inputs: Any) -> list[Any]:
+def misused_cache(code: Any, inputs: Any) -> list[Any]:
     cache, tokens = code.RadixCache(), inputs["tokens"]
     cache.lock(cache.root)
     for _ in range(3):

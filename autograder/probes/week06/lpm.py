@@ -63,7 +63,7 @@ def by_match(random: np.random.Generator) -> dict[str, Any]:
     inputs=by_match,
     message="The longest match comes first, and requests with equal matches keep their order.",
 )
-def longest_first(code: Any, inputs: Any) -> list[int]:
+def ordered_by_match(code: Any, inputs: Any) -> list[int]:
     return order_of(code, inputs)
 
 
@@ -82,7 +82,7 @@ def forests(random: np.random.Generator) -> dict[str, Any]:
     message="A request is deferred if it has little in the cache and shares much with one before "
     "it that is not deferred itself; the deferred come last.",
 )
-def mixed_queues(code: Any, inputs: Any) -> list[int]:
+def ordered_forests(code: Any, inputs: Any) -> list[int]:
     return order_of(code, inputs)
 
 
@@ -105,7 +105,7 @@ def at_the_threshold(random: np.random.Generator) -> dict[str, Any]:
     message="The two comparisons with the threshold are not the same: one includes it on the "
     "side of those considered, the other on the side of those deferred.",
 )
-def thresholds(code: Any, inputs: Any) -> list[int]:
+def ordered_at_threshold(code: Any, inputs: Any) -> list[int]:
     return order_of(code, inputs)
 
 
@@ -125,7 +125,7 @@ def salted(random: np.random.Generator) -> dict[str, Any]:
     message="A request neither hits nor waits for what a request with another salt has or will "
     "compute.",
 )
-def tenants(code: Any, inputs: Any) -> list[int]:
+def ordered_by_salt(code: Any, inputs: Any) -> list[int]:
     return order_of(code, inputs)
 
 
@@ -151,7 +151,7 @@ class Counting(RadixKVCacheManager):
     message="Beyond the limit the order stays and nothing is looked up; up to it, each request is "
     "looked up once.",
 )
-def long_queues(code: Any, inputs: Any) -> list[Any]:
+def ordered_crowds(code: Any, inputs: Any) -> list[Any]:
     manager = Counting(20_000)
     manager.tree.insert(range(50), range(50))
     strangers = [[[[5000 + i, 1]], ""] for i in range(inputs["count"] - 2)]
@@ -173,7 +173,7 @@ def chains(random: np.random.Generator) -> dict[str, Any]:
     message="How much a request shares with those before it in the queue decides, not how long it "
     "or another is.",
 )
-def nested(code: Any, inputs: Any) -> list[int]:
+def ordered_chains(code: Any, inputs: Any) -> list[int]:
     return order_of(code, inputs)
 
 
@@ -184,7 +184,7 @@ def nested(code: Any, inputs: Any) -> list[int]:
     inputs=forests,
     message="Ordering changes neither the list of waiting requests nor what the cache holds.",
 )
-def untouched(code: Any, inputs: Any) -> list[Any]:
+def left_untouched(code: Any, inputs: Any) -> list[Any]:
     waiting, manager = requests_of(inputs["waiting"]), holding(inputs["cached"])
     before = [one.request_id for one in waiting]
     size = manager.tree.evictable_size

@@ -69,7 +69,7 @@ def mixed(random: np.random.Generator) -> dict[str, Any]:
     message="A match has the values of the longest prefix that was inserted, and an insertion says "
     "how many tokens were there before it.",
 )
-def answered(code: Any, inputs: Any) -> list[Any]:
+def answers_of_a_tree(code: Any, inputs: Any) -> list[Any]:
     return answers(code.RadixTree(), inputs)
 
 
@@ -84,7 +84,7 @@ def tenants(random: np.random.Generator) -> dict[str, Any]:
     inputs=tenants,
     message="Sequences with different salts share no node, and those with the same salt do.",
 )
-def kept_apart(code: Any, inputs: Any) -> list[Any]:
+def salted_trees(code: Any, inputs: Any) -> list[Any]:
     tree = code.RadixTree()
     return [answers(tree, inputs), fingerprint(shape(tree.root))]
 
@@ -112,7 +112,7 @@ def many(random: np.random.Generator) -> dict[str, Any]:
     message="A node is cut where a match or an insertion leaves it, and nowhere else; an insertion "
     "adds one leaf at most.",
 )
-def shapes(code: Any, inputs: Any) -> list[Any]:
+def shape_after_each(code: Any, inputs: Any) -> list[Any]:
     tree, seen = code.RadixTree(), []
     for operation in inputs["operations"]:
         operate(tree, *operation)
@@ -139,7 +139,7 @@ def order_of_use(node: Any) -> list[Any]:
     message="Every node of the path is used by a match and by an insertion, all at one time; a "
     "new leaf, and a node that was cut off, come after them.",
 )
-def used(code: Any, inputs: Any) -> list[Any]:
+def use_after_each(code: Any, inputs: Any) -> list[Any]:
     tree, seen = code.RadixTree(), []
     for operation in inputs["operations"]:
         operate(tree, *operation)
@@ -160,7 +160,7 @@ def edges(random: np.random.Generator) -> dict[str, Any]:
     message="A sequence that is empty, a prefix of a cached one, or the continuation of one was "
     "not treated as the exercise says.",
 )
-def corner_cases(code: Any, inputs: Any) -> list[Any]:
+def trees_at_the_edges(code: Any, inputs: Any) -> list[Any]:
     tree, salt = code.RadixTree(), inputs["salt"]
     first, second, third = inputs["counts"]
     whole = [[1, first], [2, second], [3, third]]
@@ -191,7 +191,7 @@ def corner_cases(code: Any, inputs: Any) -> list[Any]:
     message="Each new leaf is announced once, when it hangs in the tree, and nothing else is; a "
     "refused insertion leaves the tree, and its times, as they were.",
 )
-def announced(code: Any, inputs: Any) -> list[Any]:
+def leaves_announced(code: Any, inputs: Any) -> list[Any]:
     seen: list[Any] = []
 
     class Watched(code.RadixTree):  # type: ignore[misc]

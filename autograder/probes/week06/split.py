@@ -84,7 +84,7 @@ def unsalted(random: np.random.Generator) -> dict[str, Any]:
     inputs=unsalted,
     message="Tokens and values are cut at the same place, and none is lost or kept twice.",
 )
-def parts(code: Any, inputs: Any) -> list[Any]:
+def both_parts_of_a_cut(code: Any, inputs: Any) -> list[Any]:
     _, node = built(code, inputs)
     upper = node.split(inputs["length"], inputs["now"])
     return [[list(one.token_ids), list(one.values)] for one in (upper, node)]
@@ -102,7 +102,7 @@ def salted(random: np.random.Generator) -> dict[str, Any]:
     message="Every node is found by its parent under its own edge, and knows that parent; the "
     "children stay below the lower part.",
 )
-def links_around(code: Any, inputs: Any) -> Any:
+def links_around_a_cut(code: Any, inputs: Any) -> Any:
     root, node = built(code, inputs)
     upper = node.split(inputs["length"], inputs["now"])
     return [picture(root), upper.parent is root, node.parent is upper]
@@ -119,7 +119,7 @@ def held(random: np.random.Generator) -> dict[str, Any]:
     inputs=held,
     message="Whoever holds the node holds the path to it, and still holds the object that it got.",
 )
-def locks(code: Any, inputs: Any) -> list[Any]:
+def locks_after_a_cut(code: Any, inputs: Any) -> list[Any]:
     root, node = built(code, inputs)
     upper = node.split(inputs["length"], inputs["now"])
     return [upper.lock_count, node.lock_count, root.lock_count, list(node.token_ids)]
@@ -137,7 +137,7 @@ def queued(random: np.random.Generator) -> dict[str, Any]:
     message="Only the new node is used now; what was queued for eviction is the object that was "
     "queued, not the new one.",
 )
-def times(code: Any, inputs: Any) -> list[Any]:
+def times_after_a_cut(code: Any, inputs: Any) -> list[Any]:
     _, node = built(code, inputs)
     node.is_queued = inputs["queued"]
     upper = node.split(inputs["length"], inputs["now"])
@@ -160,7 +160,7 @@ def repeated_cuts(random: np.random.Generator) -> dict[str, Any]:
     message="A cut of a node that is not below the root, or that came from a cut itself, left a "
     "wrong edge or a wrong link.",
 )
-def again(code: Any, inputs: Any) -> Any:
+def cut_many_times(code: Any, inputs: Any) -> Any:
     root, node = built(code, inputs)
     first, second, third, fourth = inputs["cuts"]
     node.split(second, 60)
@@ -182,7 +182,7 @@ def bad_cuts(random: np.random.Generator) -> dict[str, Any]:
     message="A cut that leaves a part without tokens, and a cut of the root, raise ValueError and "
     "change nothing.",
 )
-def refused(code: Any, inputs: Any) -> list[Any]:
+def refused_cuts(code: Any, inputs: Any) -> list[Any]:
     root, node = built(code, inputs)
     count = len(inputs["tokens"])
     seen: list[Any] = [
