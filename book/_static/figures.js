@@ -3,6 +3,7 @@
 
 const NARROW_PX = 520;
 const NARROW_HEIGHT_PX = 320;
+const NARROW_FONT_PX = 11;
 
 function themeColours() {
   const style = getComputedStyle(document.documentElement);
@@ -28,7 +29,7 @@ function themed(layout, template, width) {
   const narrow = width < NARROW_PX;
   Object.assign(base.layout.font, {
     color: colours.text,
-    size: narrow ? 11 : 13,
+    size: narrow ? NARROW_FONT_PX : 13,
     family: getComputedStyle(document.body).fontFamily,
   });
   for (const name of ["xaxis", "yaxis"]) Object.assign(base.layout[name], axis);
@@ -38,12 +39,20 @@ function themed(layout, template, width) {
     font: { color: colours.text },
   };
   if (narrow) {
-    for (const name of ["xaxis", "yaxis"]) base.layout[name].title.font.size = 11;
+    for (const name of ["xaxis", "yaxis"]) base.layout[name].title.font.size = NARROW_FONT_PX;
     base.layout.margin = { l: 44, r: 8, t: 24, b: 40 };
   }
   // A figure of several rows says its height: squeezed, the titles of its axes would overlap.
   const height = layout.height ?? (narrow ? NARROW_HEIGHT_PX : template.layout.height);
-  return { ...layout, template: base, autosize: true, height };
+  const drawn = { ...layout, template: base, autosize: true, height };
+  if (narrow && layout.annotations) drawn.annotations = layout.annotations.map(shrunk);
+  return drawn;
+}
+
+// The titles of subplots have a size of their own, for which a phone has no room.
+function shrunk(annotation) {
+  const size = Math.min(annotation.font?.size ?? NARROW_FONT_PX, NARROW_FONT_PX);
+  return { ...annotation, font: { ...annotation.font, size } };
 }
 
 function patched(target, difference) {

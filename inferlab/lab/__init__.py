@@ -14,7 +14,7 @@ The command line is `python -m inferlab.lab` (`list`, `show`, `run`, `compare`, 
 from inferlab.lab.difference import ClaimError, Verdict, claim, differs
 from inferlab.lab.results import ResultError, load
 from inferlab.lab.table import Table
-from inferlab.lab.upstream import upstream, upstream_answer
+from inferlab.lab.upstream import upstream, upstream_answer, upstream_badge
 
 __all__ = [
     "ClaimError",
@@ -27,6 +27,7 @@ __all__ = [
     "run",
     "upstream",
     "upstream_answer",
+    "upstream_badge",
 ]
 
 

@@ -31,6 +31,16 @@ ENGINES = {
 }
 
 
+def version_of(engine: str, versions: dict[str, str]) -> str:
+    """Version of `engine` among those of packages; empty if there is none."""
+    return next((versions[name] for name in ENGINES[engine][1] if name in versions), "")
+
+
+def with_version(engine: str, version: str) -> str:
+    """As a badge names it, for example "vLLM 0.32.0"."""
+    return f"{ENGINES[engine][0]} {version}".rstrip()
+
+
 def header(name: str) -> str:
     """Column title of a metric: `ttft_p50_ms` → "TTFT p50 (ms)"."""
     unit = next((unit for suffix, unit in UNITS.items() if name.endswith(suffix)), "")
@@ -77,7 +87,7 @@ class Table:
     def engines(self) -> list[str]:
         """Name and version of each engine that the points used, in their order."""
         used = dict.fromkeys(point["parameters"]["engine"] for point in self.document["points"])
-        return [f"{ENGINES[engine][0]} {self._version(engine)}".rstrip() for engine in used]
+        return [with_version(engine, self._version(engine)) for engine in used]
 
     def _version(self, engine: str) -> str:
         """Version of an engine; of ours the commits that its points were measured at."""
@@ -85,8 +95,7 @@ class Table:
             points = [p for p in self.document["points"] if p["parameters"]["engine"] == engine]
             commits = {point["measured"]["commit"][:7] for point in points} - {"none"}
             return "/".join(sorted(commits))
-        versions = self.provenance["versions"]
-        return next((versions[name] for name in ENGINES[engine][1] if name in versions), "")
+        return version_of(engine, self.provenance["versions"])
 
     def where(self, **parameters: Any) -> list[dict[str, Any]]:
         """Rows with status "ok" whose parameters have these values."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from inferlab.lab import engines
 from inferlab.lab.json_file import write_json
 from inferlab.lab.paths import EXPERIMENTS, RECORDED, ROOT, without_root
+from inferlab.lab.table import version_of, with_version
 
 CALL = Path(__file__).parent / "engine_side" / "call.py"
 UPSTREAM = RECORDED / "upstream"
@@ -76,6 +77,22 @@ def upstream_answer(name: str) -> tuple[Any, Any]:
         raise UpstreamError(f"There is no question {name!r}. There are: {', '.join(known)}.")
     question = known[name]
     return question.data, upstream(*question, recorded=name)
+
+
+def upstream_badge(name: str, *asked: str) -> str:
+    """Where a figure of the recorded answer `name` comes from: machine, engines and day.
+
+    Args:
+        name: of a recorded answer that holds its `hardware`.
+        asked: the engines that gave it, for example "vllm".
+    """
+    found = json.loads((UPSTREAM / f"{name}.json").read_text())
+    hardware = found["answer"]["hardware"]
+    named = ", ".join(with_version(one, version_of(one, found["versions"])) for one in asked)
+    return (
+        f"recorded · cpu: {hardware['cpu']}, {hardware['cores']} cores · {named} · "
+        f"{found['started'][:10]}"
+    )
 
 
 def questions() -> dict[str, Question]:
