@@ -8,8 +8,8 @@ import pytest
 
 from inferlab import golden, lab
 from inferlab.analysis.prefix_orders import distinct_prefixes
-from inferlab.engine import Request
-from inferlab.engine.policy import Aged, Policy, lpm
+from inferlab.engine import Request, SamplingParams, Scheduler
+from inferlab.engine.policy import Aged, Policy, dfs_weight, fcfs, lpm
 from inferlab.engine.radix_cache import RadixCache
 from inferlab.engine.radix_kv_cache import RadixKVCacheManager
 from inferlab.engine.radix_node import RadixNode
@@ -200,3 +200,38 @@ def test_the_arm_without_a_tree_ran_while_the_machine_was_slower() -> None:
         for off in (False, True)
     }
     assert medians[True] > 1.2 * medians[False]
+
+
+def grown_requests() -> list[list[int]]:
+    """The requests of the page's theory, eight times as long."""
+    sequences = []
+    for task in range(4):
+        for user in range(4):
+            for asked in range(4):
+                own = 100 + 16 * task + 4 * user + asked
+                runs = ((0, 64), (1 + task, 128), (10 + 4 * task + user, 64), (own, 32))
+                sequences.append([token for token, count in runs for _ in range(count)])
+    return [sequences[place] for place in np.random.default_rng(6).permutation(64)]
+
+
+def computed_by_scheduler(slots: int, policy: Policy, in_flight: int) -> float:
+    prompts = grown_requests()
+    scheduler = Scheduler(RadixKVCacheManager(slots + 1), in_flight, 16_384, policy=policy)
+    for number, tokens in enumerate(prompts):
+        scheduler.add_request(Request(str(number), tokens, SamplingParams(max_tokens=2)))
+    computed = -len(prompts)
+    while scheduler.has_unfinished_requests():
+        output = scheduler.schedule()
+        computed += output.total_num_scheduled_tokens
+        scheduler.update_from_output(
+            output, {one.request.request_id: [7] for one in output.scheduled if one.samples}
+        )
+    return computed / distinct_prefixes(prompts)
+
+
+def test_the_optimal_order_is_optimal_one_at_a_time_and_not_in_a_batch() -> None:
+    for policy in (lpm, dfs_weight):
+        for slots in (290, 580, 4000):
+            assert computed_by_scheduler(slots, policy, in_flight=1) == 1
+    assert computed_by_scheduler(580, fcfs, 4) > 2 * computed_by_scheduler(580, lpm, 4)
+    assert 1 < computed_by_scheduler(4000, fcfs, 4) < computed_by_scheduler(4000, lpm, 4)
