@@ -175,13 +175,15 @@ def draw(found: dict[str, Any], **_: Any) -> Figure:
             marker={"size": 5},
         )
     figure.update_xaxes(title="Depth (tokens)", rangemode="tozero")
+    figure.update_layout(showlegend=True)
     return figure.update_yaxes(title="Leaf", showticklabels=False)
 
 
 def in_words(found: dict[str, Any], **_: Any) -> str:
+    nodes = f"{found['nodes']} node{'s' if found['nodes'] > 1 else ''}"
     return (
         f"The last request found {found['hit']:,} of its {found['asked']:,} tokens. The tree has "
-        f"{found['nodes']} nodes with {found['tokens']:,} tokens. So far "
+        f"{nodes} with {found['tokens']:,} tokens. So far "
         f"{found['found_share']:.0%} of all prompt tokens were found, and "
         f"{found['all_dropped']:,} dropped to make room."
     )
