@@ -13,6 +13,7 @@ from inferlab import golden, models
 from inferlab.analysis.model_shape import ModelShape
 from inferlab.analysis.operators import Precision, operators
 from inferlab.engine import LLM, SamplingParams, SchedulerOutput
+from inferlab.engine.policy import Policy, dfs_weight, fcfs, lpm
 from inferlab.lab.counted_engine import CountedEngine
 from inferlab.models import corpus
 
@@ -237,12 +238,71 @@ def _seeded(workload: dict[str, Any], count: int) -> list[SamplingParams]:
     return [SamplingParams(**settings, ignore_eos=True, seed=seed) for seed in range(count)]
 
 
+RADIX_ARMS: dict[str, tuple[str, Policy]] = {
+    "nothing kept": ("none", fcfs),
+    "blocks of 16, as they come": ("hash", fcfs),
+    "tree, as they come": ("radix", fcfs),
+    "tree, longest match first": ("radix", lpm),
+    "tree, by subtree": ("radix", dfs_weight),
+}
+
+
+def week06() -> dict[str, Any]:
+    """Twelve questions behind four sets of examples, their greedy tokens, and what is computed.
+
+    The sets take turns, one request runs at a time, and the cache holds little more than one.
+    `computed` counts prompt tokens that were not found in the cache, by cache and policy.
+    """
+    checkpoint = models.path("tiny-chat")
+    tokenizer = LLM(checkpoint).tokenizer
+    groups = []
+    for task in list(corpus.TASKS)[:4]:
+        *shots, first, second, third = corpus.held_out_examples(task, 7)
+        head = "".join(
+            f"<|user|>{one.prompt}<|end|><|assistant|>{one.answer}<|end|>" for one in shots
+        )
+        groups.append(
+            [
+                tokenizer.encode(f"<|bos|>{head}<|user|>{one.prompt}<|end|><|assistant|>").ids
+                for one in (first, second, third)
+            ]
+        )
+    prompts = [group[turn] for turn in range(3) for group in groups]
+    params = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
+    slots = 16 * (-(-(max(map(len, prompts)) + params.max_tokens) // 16) + 1)
+    computed, tokens = {}, []
+    for name, (cache, policy) in RADIX_ARMS.items():
+        scheduled: list[int] = []
+        llm = LLM(
+            checkpoint,
+            num_blocks=slots // 16,
+            max_num_seqs=1,
+            enable_prefix_caching=cache != "none",
+            prefix_cache="hash" if cache == "none" else cache,
+            policy=policy,
+            on_schedule=lambda output, seen=scheduled: seen.append(  # type: ignore[misc]
+                output.total_num_scheduled_tokens
+            ),
+        )
+        tokens = [completion.token_ids for completion in llm.generate(prompts, params)]
+        computed[name] = sum(scheduled) - len(prompts) * (params.max_tokens - 1)
+    return {
+        "weights_sha256": models.weights_hash("tiny-chat"),
+        "max_tokens": params.max_tokens,
+        "slots": slots,
+        "prompts": prompts,
+        "tokens": tokens,
+        "computed": computed,
+    }
+
+
 WEEKS: dict[str, Callable[[], dict[str, Any]]] = {
     "week01": week01,
     "week02": week02,
     "week03": week03,
     "week04": week04,
     "week05": week05,
+    "week06": week06,
 }
 
 if __name__ == "__main__":

@@ -195,3 +195,26 @@ def test_a_cached_prefix_leaves_the_rest_and_one_reading_of_the_weights():
 
 def test_a_token_of_the_70b_takes_320_kib():
     assert kv_bytes_per_token(80, 8, 128, 2) == 320 * 2**10
+
+
+def test_with_more_than_128_waiting_sglangs_lpm_is_fcfs():
+    data, answer = lab.upstream_answer("week06/queue-orders")
+    orders = {len(queue["waiting"]): order for queue, order in zip(data["queues"], answer)}
+    assert orders[128]["lpm"] != orders[128]["fcfs"]
+    assert orders[129]["lpm"] == orders[129]["fcfs"]
+
+
+def test_a_tree_may_find_fewer_tokens_than_blocks():
+    both = lab.load("week06/blocks-against-tree")
+    blocks, tree = (
+        both.repeats("prefix_cache_hits_tokens", engine=engine) for engine in ("vllm", "sglang")
+    )
+    assert [found < by_blocks for found, by_blocks in zip(tree, blocks)] == [True, True, False]
+
+
+def test_a_fork_sends_nothing_ahead_unless_the_program_waits():
+    _, answer = lab.upstream_answer("week06/program")
+    assert [answer[run]["commits"] for run in ("first", "second", "synced")] == [0, 0, 1]
+    for run, is_found_by_all in (("first", False), ("second", False), ("synced", True)):
+        least, *_, most = answer[run]["branches_found"]
+        assert (least == most) == is_found_by_all

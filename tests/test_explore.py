@@ -10,7 +10,14 @@ import pytest
 from inferlab import explore
 from inferlab.analysis.serving_metrics import Answer
 from inferlab.engine.scheduler import Scheduler
-from inferlab.explore import block_sizes, request_rates, routing, static_batches, token_budget
+from inferlab.explore import (
+    block_sizes,
+    radix_tree,
+    request_rates,
+    routing,
+    static_batches,
+    token_budget,
+)
 from inferlab.explore.steady_state import saturated_rate, steady_rates
 from inferlab.notebook import FIGURE_LIMIT_BYTES, figure_html
 from inferlab.sim import traffic
@@ -108,3 +115,22 @@ def test_a_saturated_server_makes_as_many_tokens_as_its_steps_do() -> None:
     assert saturated_rate(run) == pytest.approx(4 / (64 * step_s), rel=0.01)
     alone = server.serve(traffic.alike(np.zeros(2), 8, 64))
     assert saturated_rate(alone) == pytest.approx(2 / alone.now_s, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", radix_tree.SEQUENCES)
+@pytest.mark.parametrize("capacity", [4096, 1024])
+def test_the_tree_shows_what_the_last_request_found_and_what_made_room(kind, capacity) -> None:
+    def tokens(part) -> int:
+        depths = part[0]
+        return sum(depths[i + 2] - depths[i] for i in range(0, len(depths), 4))
+
+    dropped = 0
+    for count in range(1, radix_tree.REQUESTS + 1):
+        found = radix_tree.tree_after(kind, capacity, count)
+        assert tokens(found["found"]) == found["hit"]
+        assert tokens(found["computed"]) == found["asked"] - found["hit"]
+        kept = tokens(found["cached"]) + found["asked"]
+        assert kept == found["tokens"] <= capacity
+        dropped += tokens(found["dropped"])
+        assert dropped == found["all_dropped"]
+    assert dropped or capacity == 4096

@@ -13,6 +13,7 @@ from inferlab import lab, models
 from inferlab.engine import KVCacheManager, NgramProposer
 from inferlab.engine.radix_cache import RadixCache
 from inferlab.engine.step_graph import GraphMode, capture_sizes, dispatch
+from inferlab.lab import radix_replay
 from inferlab.lab.__main__ import main
 from inferlab.lab.engines import ENGINES_VARIABLE
 from inferlab.lab.paths import EXPERIMENTS, ROOT
@@ -21,7 +22,7 @@ from inferlab.lab.prefix_replay import replay
 from inferlab.lab.specification import Models
 from inferlab.lab.upstream import UPSTREAM, Question, UpstreamError, ask, questions
 from inferlab.lab.yaml_file import read_model
-from tests import radix_operations, scheduler_traces
+from tests import scheduler_traces
 from tests.test_sglang_oracle import POLICIES, order
 
 MODULE = sys.modules["inferlab.lab.upstream"]  # the package's attribute of that name is a function
@@ -187,9 +188,9 @@ def test_week_5_our_manager_hits_and_evicts_as_vllms() -> None:
 
 def test_week_6_our_tree_answers_as_sglangs() -> None:
     data, answer = lab.upstream_answer("week06/radix-tree")
-    ours = radix_operations.replay(RadixCache(), data["operations"])
+    ours = radix_replay.replay(RadixCache(), data["operations"])
     assert ours == [{name: seen[name] for name in ours[0]} for seen in answer]
-    events = radix_operations.count_events(data["operations"], answer)
+    events = radix_replay.count_events(data["operations"], answer)
     assert len(events) == 7
     assert all(events.values()), events
 

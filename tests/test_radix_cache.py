@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from inferlab.engine.radix_cache import RadixCache, RadixMatch, RadixNode
+from inferlab.engine.radix_cache import RadixCache
+from inferlab.engine.radix_node import RadixMatch, RadixNode
+from inferlab.engine.radix_tree import RadixTree
+from inferlab.lab.radix_replay import random_operations
 
 SEQUENCES = st.lists(st.integers(0, 2), min_size=1, max_size=9)
 SALTS = st.sampled_from(["", "tenant"])
@@ -267,3 +270,27 @@ def test_a_path_of_more_nodes_than_calls_may_nest_is_no_problem() -> None:
     tree.lock(match.node)
     tree.unlock(match.node)
     assert len(tree.evict(1200)) == 1200
+
+
+def test_a_cut_that_leaves_a_part_without_tokens_is_refused() -> None:
+    tree = RadixCache()
+    tree.insert([1, 2, 3], [10, 20, 30])
+    node = tree.match_prefix([1, 2, 3]).node
+    for length in (-1, 0, 3, 4):
+        with pytest.raises(ValueError, match="both parts need a token"):
+            node.split(length, 9)
+    with pytest.raises(ValueError, match="the root has none"):
+        tree.root.split(1, 9)
+    assert list(node.token_ids) == [1, 2, 3]
+
+
+def test_a_tree_without_books_finds_what_the_cache_finds() -> None:
+    """What adds locks, sums and eviction changes nothing about matching and inserting."""
+    tree, cache = RadixTree(), RadixCache()
+    for name, *arguments in random_operations(seed=2, num_operations=400):
+        if name == "insert":
+            token_ids, salt, first = arguments
+            values = range(first, first + len(token_ids))
+            assert tree.insert(token_ids, values, salt) == cache.insert(token_ids, values, salt)
+        elif name == "match":
+            assert tree.match_prefix(*arguments).values == cache.match_prefix(*arguments).values

@@ -24,10 +24,11 @@ from inferlab.engine.policy import (
     priority,
     shortest_prefill_first,
 )
-from inferlab.engine.radix_cache import RadixCache, RadixNode
+from inferlab.engine.radix_cache import RadixCache
 from inferlab.engine.radix_kv_cache import RadixKVCacheManager
+from inferlab.engine.radix_node import RadixNode
+from inferlab.lab.radix_replay import Observation, count_events, random_operations, replay
 from inferlab.lab.upstream import SCRIPTS, Question, ask
-from tests.radix_operations import Observation, count_events, random_operations, replay
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow]
 OPERATIONS = random_operations(seed=1, num_operations=4000)

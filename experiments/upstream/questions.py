@@ -190,6 +190,49 @@ RADIX_QUEUES = {
     ],
 }
 
+# One request that shares nothing came first; those that share a cached prefix keep coming.
+STARVATION = {
+    "checkpoint": CHECKPOINT,
+    "policies": ["fcfs", "lpm", "dfs-weight", "hrrn"],
+    "queue": {
+        "alone": ALONE,
+        "prefix": FEW_SHOT,
+        "suffix_tokens": 16,
+        "num_waiting": 4,
+        "turns": 40,
+    },
+}
+
+# A program with a fork: a plan, three views of it, a verdict.
+PROGRAM = {
+    "server": {
+        "model-path": CHECKPOINT,
+        "dtype": "float32",
+        "context-length": 1024,
+        "max-total-tokens": 8192,
+        "mem-fraction-static": 0.1,
+        "device": "cpu",
+        "attention-backend": "torch_native",
+        "sampling-backend": "pytorch",
+        "cuda-graph-backend-decode": "disabled",
+        "cuda-graph-backend-prefill": "disabled",
+        "disable-overlap-schedule": True,
+        "sleep-on-idle": True,
+        "skip-server-warmup": True,
+    },
+    "rules": (
+        "<|bos|><|user|>You help with short tasks. Read the task with care and name the numbers. "
+        "Work in small steps and keep each step on one line. Check the sum before you answer. "
+        "Do not add words that nobody asked for. If a number is missing, say which one.<|end|>"
+    ),
+    "tasks": {
+        "first": "<|user|>What is 61 + 99?<|end|>",
+        "second": "<|user|>List four animals that can swim.<|end|>",
+    },
+    "views": ["Add the tens.", "Count up by ones.", "Round, then mend."],
+    "settings": {"max_tokens": 16, "temperature": 0, "ignore_eos": True},
+}
+
 # Week 7: compositions of steps. A budget of 8 tokens shows every clamp in a few of them.
 
 ROOMY = {"block_size": 4, "num_blocks": 100, "enable_caching": True}
@@ -338,6 +381,9 @@ QUESTIONS = {
     "week05/prefix-repetition": ("vllm_prefix_repetition", PREFIX_REPETITION),
     "week06/radix-tree": ("sglang_radix_cache", RADIX_TREE),
     "week06/queue-orders": ("sglang_schedule_policy", RADIX_QUEUES),
+    "week06/unified-tree": ("sglang_unified_cache", {"operations": RADIX_TREE["operations"]}),
+    "week06/starvation": ("sglang_starvation", STARVATION),
+    "week06/program": ("sglang_program", PROGRAM),
     "week07/scheduler-steps": ("vllm_scheduler", SCHEDULER_STEPS),
     "week08/chunk-sizes": ("vllm_scheduler", CHUNK_SIZES),
     "week09/queue-orders": ("sglang_schedule_policy", POLICY_QUEUES),

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from math import inf
 
 from inferlab.engine.kv_cache import CacheManager
-from inferlab.engine.radix_cache import RadixCache, RadixNode
+from inferlab.engine.radix_cache import RadixCache
 from inferlab.engine.radix_kv_cache import RadixKVCacheManager
+from inferlab.engine.radix_node import RadixNode
 from inferlab.engine.request import Request
 
 Waiting = Sequence[Request]

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from inferlab.engine.kv_cache import PrefixHit
-from inferlab.engine.radix_cache import RadixCache, RadixMatch, RadixNode
+from inferlab.engine.radix_cache import RadixCache
+from inferlab.engine.radix_node import RadixMatch, RadixNode
 from inferlab.engine.request import Request
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from plotly.graph_objects import Figure
 
-from inferlab.engine.radix_cache import RadixCache, RadixNode
+from inferlab.engine.radix_cache import RadixCache
+from inferlab.engine.radix_node import RadixNode
 from inferlab.sweep import Control, Sweep
 from inferlab.theme import PALETTE
 
@@ -69,32 +70,42 @@ SEQUENCES = {
 
 
 def tree_after(kind: str, capacity: int, count: int) -> dict[str, Any]:
-    """Edges of the tree as lines, the last request's path, and what was found and dropped so far.
+    """Edges of the tree as lines when the last request has come, and what was found so far.
 
-    A line goes from the depth (tokens) at which an edge begins to that at which it ends; `None`
-    separates lines.
+    `found` is what the last request had in the cache, `computed` what it added, `dropped` what
+    made room for it and is there no more, `cached` all the rest. A line goes from the depth
+    (tokens) at which an edge begins to that at which it ends; `None` separates lines.
     """
     tree = RadixCache()
-    asked = found = dropped = 0
+    asked = found = dropped = hit = 0
     tokens: list[int] = []
     for tokens in SEQUENCES[kind](np.random.default_rng(0))[:count]:
         asked += len(tokens)
-        found += len(tree.match_prefix(tokens).values)
+        hit = len(tree.match_prefix(tokens).values)
+        found += hit
         tree.insert(tokens, [0] * len(tokens))
         path = tree.match_prefix(tokens).node
+        heights = heights_of(tree.root)
+        edges = list(edges_of(tree.root, heights, 0))
         tree.lock(path)
         dropped += len(tree.evict(tree.evictable_size + tree.protected_size - capacity))
         tree.unlock(path)
-    heights = heights_of(tree.root)
-    edges = list(edges_of(tree.root, heights, 0))
     last = set(map(id, ancestry(path)))
+    parts: dict[str, list[Line]] = {"cached": [], "found": [], "computed": [], "dropped": []}
+    for node, line in edges:
+        if id(node) in last:
+            part = "found" if line[0][-1] <= hit else "computed"
+        else:
+            part = "cached" if node.parent else "dropped"
+        parts[part].append(line)
     return {
-        "edges": joined([line for node, line in edges if id(node) not in last]),
-        "last": joined([line for node, line in edges if id(node) in last]),
-        "nodes": len(edges),
+        **{part: joined(lines) for part, lines in parts.items()},
+        "nodes": len(edges) - len(parts["dropped"]),
         "tokens": tree.evictable_size,
+        "hit": hit,
+        "asked": len(tokens),
         "found_share": found / asked,
-        "dropped": dropped,
+        "all_dropped": dropped,
     }
 
 
@@ -148,9 +159,11 @@ def joined(lines: list[Line]) -> tuple[list[float | None], list[float | None]]:
 
 def draw(found: dict[str, Any], **_: Any) -> Figure:
     figure = Figure()
-    for name, part, colour in (
-        ("cached", "edges", "blue"),
-        ("the last request", "last", "vermilion"),
+    for part, name, colour, dash in (
+        ("dropped", "dropped to make room", "grey", "dot"),
+        ("cached", "cached before", "blue", "solid"),
+        ("found", "found by the last request", "green", "solid"),
+        ("computed", "computed for it", "vermilion", "solid"),
     ):
         x, y = found[part]
         figure.add_scatter(
@@ -158,16 +171,19 @@ def draw(found: dict[str, Any], **_: Any) -> Figure:
             y=y,
             name=name,
             mode="lines+markers",
-            line={"color": PALETTE[colour], "width": 3},
+            line={"color": PALETTE[colour], "width": 3, "dash": dash},
             marker={"size": 5},
         )
     figure.update_xaxes(title="Depth (tokens)", rangemode="tozero")
+    figure.update_layout(showlegend=True)
     return figure.update_yaxes(title="Leaf", showticklabels=False)
 
 
 def in_words(found: dict[str, Any], **_: Any) -> str:
+    nodes = f"{found['nodes']} node{'s' if found['nodes'] > 1 else ''}"
     return (
-        f"The tree has {found['nodes']} nodes with {found['tokens']:,} tokens. So far "
-        f"{found['found_share']:.0%} of all prompt tokens were found, and {found['dropped']:,} "
-        f"tokens were dropped to make room."
+        f"The last request found {found['hit']:,} of its {found['asked']:,} tokens. The tree has "
+        f"{nodes} with {found['tokens']:,} tokens. So far "
+        f"{found['found_share']:.0%} of all prompt tokens were found, and "
+        f"{found['all_dropped']:,} dropped to make room."
     )

@@ -1,4 +1,4 @@
-"""Random operations on a radix tree, and what a tree makes of them: to be laid beside SGLang's.
+"""Operations on a radix tree, and what a tree makes of them: to be laid beside SGLang's.
 
 `experiments/upstream/sglang_radix_cache.py` says what each operation does.
 """
@@ -8,7 +8,8 @@ from array import array
 from collections import Counter
 from typing import Any
 
-from inferlab.engine.radix_cache import RadixCache, RadixNode
+from inferlab.engine.radix_cache import RadixCache
+from inferlab.engine.radix_node import RadixNode
 
 Operation = list[Any]
 Observation = dict[str, Any]
@@ -68,6 +69,15 @@ def _apply(tree: RadixCache, held: list[RadixNode], name: str, *arguments: Any) 
         tree.lock(match.node)
         held.append(match.node)
     return list(match.values)
+
+
+def first_difference(ours: list[Observation], theirs: list[Observation]) -> int | None:
+    """Place of the first operation after which two trees differ, or None."""
+    names = ("answer", "evictable", "protected")
+    pairs = zip(ours, theirs, strict=True)
+    return next(
+        (place for place, (a, b) in enumerate(pairs) if any(a[n] != b[n] for n in names)), None
+    )
 
 
 def count_events(operations: list[Operation], trace: list[Observation]) -> Counter[str]:
