@@ -22,7 +22,7 @@ def write(code: Any, numbers: np.ndarray, slots: Any, scales: Any, num_slots: in
     memory = np.full((num_slots + 2 * MARGIN, num_heads, DIM), 99, np.uint8)
     cache = torch.from_numpy(memory).to(DEVICE)
     code.fp8_write_kernel[numbers.shape[:2]](
-        torch.from_numpy(np.ascontiguousarray(numbers)).to(DEVICE),
+        torch.from_numpy(numbers.copy()).to(DEVICE),
         torch.tensor(slots, dtype=torch.int32, device=DEVICE),
         torch.tensor(scales, dtype=torch.float32, device=DEVICE),
         cache[MARGIN : MARGIN + num_slots],
