@@ -15,8 +15,8 @@ from inferlab.sim.shapes import SHAPES
 from inferlab.sweep import Control, Sweep
 
 PREDICTION = (
-    "Forty prefixes of 1,024 tokens are asked for in random order. If the cache holds half of "
-    "them, is the hit rate half of what a large cache reaches, more, or less?"
+    "Forty prefixes of 1,024 tokens are asked for in random order, twice each. The smallest cache "
+    "has room for 32 of them. Which share of the hits of a large cache does it reach?"
 )
 NUM_REQUESTS = 80
 PROMPT_TOKENS = 2048
