@@ -88,11 +88,11 @@ def ordered_forests(code: Any, inputs: Any) -> list[int]:
 
 def at_the_threshold(random: np.random.Generator) -> dict[str, Any]:
     waiting, cached = [], []
-    for group, shared in enumerate(random.permutation([31, 32, 33, 34, 40]).tolist()):
+    for group, shared in enumerate([31, 32, 33, 34, 40] * 2):
         first = 10_000 * (group + 1)
-        if group % 2:
+        if group < 5:
             cached.append([[[first, shared]], ""])
-        waiting += [[[[first, shared], [first + 500 + i, 1]], ""] for i in range(3)]
+        waiting += [[[[first, shared], [first + 500 + i, 1]], ""] for i in range(2)]
     places = random.permutation(len(waiting)).tolist()
     return {"cached": cached, "waiting": [waiting[place] for place in places]}
 
