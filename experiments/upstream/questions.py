@@ -391,3 +391,6 @@ QUESTIONS = {
     "week11/ngram-drafts": ("vllm_ngram_proposer", NGRAM_DRAFTS),
     "week15/chunk-keys": ("lmcache_token_database", CHUNK_KEYS),
 }
+
+# Answers of a running server in which moments have a say: asked again, they may differ there.
+TIMED = {"week06/program": ("branches_found", "commits", "cached_tokens")}
