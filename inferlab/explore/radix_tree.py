@@ -26,7 +26,7 @@ def sweep() -> Sweep:
         [
             Control("kind", "Requests", list(SEQUENCES)),
             Control("capacity", "Capacity (tokens)", [4096, 2048, 1024]),
-            Control("count", "Requests so far", list(range(1, REQUESTS + 1))),
+            Control("count", "Requests so far", list(range(1, REQUESTS + 1)), plays=True),
         ],
         draw,
         in_words,
