@@ -26,6 +26,13 @@ FACTS = """() => ({
     overflow: document.documentElement.scrollWidth - window.innerWidth,
     theme: document.documentElement.dataset.theme,
     errors: document.querySelectorAll(".problematic, .system-message").length,
+    crossing: [...document.querySelectorAll(".lab-plot")].flatMap((plot) => {
+        const titles = [...plot.querySelectorAll(".infolayer [class$='title'] text")];
+        const boxes = titles.map((title) => title.getBoundingClientRect());
+        return boxes.filter((a, i) => boxes.slice(i + 1).some((b) =>
+            Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+            && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1));
+    }).length,
 })"""
 
 
@@ -106,5 +113,7 @@ def _problems(facts: dict, theme: str) -> Iterator[str]:
         yield f"{facts['rendered']} of {facts['formulas']} formulas drawn, {facts['failed']} fail"
     if facts["overflow"] > 0:
         yield f"the page is {facts['overflow']} px wider than the window"
+    if facts["crossing"]:
+        yield f"{facts['crossing']} titles of axes run into another one"
     if facts["errors"]:
         yield f"{facts['errors']} Sphinx error messages stand in the text"

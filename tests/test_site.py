@@ -33,6 +33,11 @@ def test_the_inspection_finds_what_it_looks_for(sample, tmp_path):
         "not drawn": '<div class="lab-plot"></div>',
         "px wider": '<div style="width: 2000px">wide</div>',
         "formulas": '<span class="math">unrendered</span>',
+        "run into another": (
+            '<div class="lab-plot"><svg class="main-svg infolayer">'
+            '<g class="xtitle"><text y="9">one</text></g>'
+            '<g class="x2title"><text x="9" y="9">other</text></g></svg></div>'
+        ),
         "broken script": "<script>throw new Error('broken script')</script>",
     }
     assert inspect(sample, "light", 390, tmp_path) == []

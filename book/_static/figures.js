@@ -4,6 +4,8 @@
 const NARROW_PX = 520;
 const NARROW_HEIGHT_PX = 320;
 const NARROW_FONT_PX = 11;
+const NARROW_LETTER_PX = 6; // about the mean of that font
+const NARROW_MARGINS_PX = 52;
 const FRAME_MS = 500;
 
 function themeColours() {
@@ -46,8 +48,26 @@ function themed(layout, template, width) {
   // A figure of several rows says its height: squeezed, the titles of its axes would overlap.
   const height = layout.height ?? (narrow ? NARROW_HEIGHT_PX : template.layout.height);
   const drawn = { ...layout, template: base, autosize: true, height };
-  if (narrow && layout.annotations) drawn.annotations = layout.annotations.map(shrunk);
+  if (!narrow) return drawn;
+  if (layout.annotations) drawn.annotations = layout.annotations.map(shrunk);
+  for (const [name, axis] of Object.entries(layout)) {
+    if (!name.startsWith("xaxis") || !axis.title?.text) continue;
+    const [from, to] = axis.domain ?? [0, 1];
+    const letters = ((to - from) * (width - NARROW_MARGINS_PX)) / NARROW_LETTER_PX;
+    drawn[name] = { ...axis, title: { ...axis.title, text: wrapped(axis.title.text, letters) } };
+  }
   return drawn;
+}
+
+// Beside one another, the titles of narrow axes would run into each other.
+function wrapped(text, letters) {
+  const lines = [];
+  for (const word of text.split(" ")) {
+    const longer = lines.length ? `${lines.at(-1)} ${word}` : word;
+    if (lines.length && longer.length <= letters) lines[lines.length - 1] = longer;
+    else lines.push(word);
+  }
+  return lines.join("<br>");
 }
 
 // The titles of subplots have a size of their own, for which a phone has no room.
