@@ -181,7 +181,7 @@ def test_the_bundle_leaves_out_what_a_student_does_not_need(bundle):
 def test_the_bundle_holds_the_kernels_of_its_chapter_and_no_others():
     """Split-KV decode repeats the loop that week 4 asks for."""
     kernels = {path.name for path in (released_bundle() / "inferlab" / "kernels").glob("*.py")}
-    assert kernels == {"__init__.py", "paged_decode.py"}
+    assert kernels == {"__init__.py", "counted_traffic.py", "paged_decode.py"}
 
 
 @pytest.mark.slow
