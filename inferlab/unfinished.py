@@ -75,7 +75,9 @@ class Fallback:
     """Watches the cells of one kernel.
 
     `missing` holds the names that a cell would have bound had it not needed an unfinished
-    exercise, each with that exercise: whoever misses such a name needs the exercise as well.
+    exercise, each with that exercise: whoever misses such a name needs the exercise as well. A
+    value that the cell had assigned before it failed is taken away again, or a list that was to be
+    filled would be read while it is empty.
     """
 
     def __init__(self, shell: Any, bundle: Path) -> None:
@@ -107,10 +109,13 @@ class Fallback:
 
     def after(self, result: Any) -> None:
         """A cell that fell back has succeeded: IPython builds its reply after this."""
-        names = _names_bound(self.source)
+        assigned, defined = _names_bound(self.source)
+        names = assigned | defined
         if self.blamed:
             result.error_in_exec = None
             self.missing |= dict.fromkeys(names, self.blamed)
+            for name in assigned:
+                self.shell.user_ns.pop(name, None)
         elif result.success:
             for name in names:
                 self.missing.pop(name, None)
@@ -169,27 +174,31 @@ class Fallback:
         return self.exercise_of.get(getattr(kernel, "name", ""))
 
 
-def _names_bound(source: str) -> set[str]:
-    """Names that a cell binds at its top level; none for a cell that is not plain Python."""
+def _names_bound(source: str) -> tuple[set[str], set[str]]:
+    """Names that a cell assigns at its top level, and those it defines or imports.
+
+    None for a cell that is not plain Python.
+    """
+    assigned: set[str] = set()
+    defined: set[str] = set()
     try:
         tree = ast.parse(source)
     except SyntaxError:
-        return set()
-    bound: set[str] = set()
+        return assigned, defined
     pending: list[ast.AST] = [tree]
     while pending:
         for node in ast.iter_child_nodes(pending.pop()):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                bound.add(node.name)
+                defined.add(node.name)
             elif isinstance(node, ast.Import | ast.ImportFrom):
-                bound |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+                defined |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.Lambda):
                 continue
             else:
                 if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                    bound.add(node.id)
+                    assigned.add(node.id)
                 pending.append(node)
-    return bound
+    return assigned, defined
 
 
 def _display(title: str, exercise: str, outputs: list[dict[str, Any]]) -> None:

@@ -88,6 +88,16 @@ def test_whoever_misses_a_name_of_that_cell_falls_back_too(bundle):
     assert [error_of(cell) for cell in cells] == [None, None, None, "NameError"]
 
 
+def test_a_value_assigned_before_the_failure_is_not_read_later(bundle):
+    """Rows that a loop was to fill are as missing as names that were never bound."""
+    needs = (
+        "import math\nrows = []\nfor _ in range(3):\n    rows.append(FreeBlockQueue([]).popleft())"
+    )
+    cells = run(bundle, "rows = ['of an earlier cell']", needs, "max(rows)", "math.sqrt(4)")
+    assert [blamed(cell) for cell in cells[1:]] == ["week04-sample-queue"] * 2 + [None]
+    assert [error_of(cell) for cell in cells] == [None] * 4
+
+
 def test_a_cell_that_succeeds_later_binds_its_names_again(bundle):
     cells = run(bundle, NEEDS_QUEUE, "length = 7", "print(length)", "del length", "print(length)")
     assert blamed(cells[2]) is None
