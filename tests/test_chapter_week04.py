@@ -101,6 +101,16 @@ def test_padding_explains_less_than_half_of_the_gap_to_vllm() -> None:
     assert sixty_four["padding_share"] - sixteen["padding_share"] < 0.04
 
 
+def test_one_sequence_at_a_time_vllm_is_the_slower_and_four_are_enough_to_overtake() -> None:
+    batching = lab.load("week04/batching-against-hf")
+    static, continuous = (batching.where(engine=one) for one in ("transformers", "vllm"))
+    assert [row["max_num_seqs"] for row in continuous] == [1, 4, 16, 64]
+    assert continuous[0]["output_tokens_per_s_max"] < static[0]["output_tokens_per_s_min"]
+    assert continuous[1]["output_tokens_per_s_min"] > max(
+        row["output_tokens_per_s_max"] for row in static
+    )
+
+
 def test_smaller_blocks_save_steps_and_blocks_of_64_are_the_fastest() -> None:
     small, medium, large = lab.load("week04/block-size").where()
     sizes = [row["block_size"] for row in (small, medium, large)]

@@ -1,6 +1,8 @@
 """What week 5 says, held against the recorded results, the engine and the rubrics."""
 
+import json
 import re
+import time
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from inferlab.analysis import hit_tokens, kv_bytes_per_token, predicted_hits
 from inferlab.engine import LLM, SamplingParams
 from inferlab.engine.fp8 import FORMATS
 from inferlab.lab.paths import ROOT
+from inferlab.lab.upstream import UPSTREAM
+from inferlab.models import corpus
 from inferlab.publish import read_page
 
 PAGE = read_page(ROOT, Path("notebooks/week05-prefix-caching.md"))
@@ -179,6 +183,28 @@ def test_a_tenant_sees_anothers_eviction_and_not_its_text() -> None:
     assert hit(own, "attacker") == 464
     assert hit(own[:256], "victim") == 0, "another salt finds nothing"
     assert 0 < hit(own, "attacker") < 464, "but the victim's blocks came from somewhere"
+
+
+def test_the_course_engine_leaks_what_vllm_leaks() -> None:
+    """Tokens hit by each guess, in the arms as vLLM was asked; a guess is right or it is not."""
+    (cell,) = (cell for cell in PAGE.cells if "def attack(" in cell.source)
+    of_page: dict[str, Any] = {
+        "np": np,
+        "time": time,
+        "corpus": corpus,
+        "models": models,
+        "LLM": LLM,
+        "SamplingParams": SamplingParams,
+    }
+    exec(cell.source, of_page)
+    recorded = json.loads((UPSTREAM / "week05" / "side-channel.json").read_text())["answer"]
+    secret = of_page["secrets"][0]
+    for name, arm in of_page["arms"].items():
+        ours = of_page["attack"](secret, **arm)[:, 1].tolist()
+        theirs = [hit for _, hit in recorded["arms"][name][0]]
+        assert ours == theirs, name
+        stands_out = [guess for guess, hit in zip(of_page["CANDIDATES"], ours) if hit > min(ours)]
+        assert stands_out == ([secret] if name == "secret first, no salt" else [])
 
 
 def test_every_counted_claim_of_the_page_is_computed() -> None:
