@@ -14,8 +14,10 @@ from inferlab.engine.radix_cache import RadixCache
 from inferlab.engine.radix_kv_cache import RadixKVCacheManager
 from inferlab.engine.radix_node import RadixNode
 from inferlab.lab.engines import ENGINES_VARIABLE
+from inferlab.lab.paths import ROOT
 from inferlab.lab.radix_replay import count_events, first_difference, random_operations, replay
 from inferlab.lab.upstream import SCRIPTS
+from inferlab.publish import read_page
 
 OPERATIONS = random_operations(seed=6, num_operations=400)
 POLICIES = lab.load("week06/policies")
@@ -70,6 +72,35 @@ def test_the_servers_own_tree_answers_as_the_readable_class(
         assert (seen["answer"], seen["evictable"], seen["protected"]) == (
             answer, plain["evictable"], plain["protected"],
         )  # fmt: skip
+
+
+def test_the_tree_says_what_a_full_server_hit_request_by_request() -> None:
+    page = read_page(ROOT, Path("notebooks/week06-radix-attention.md"))
+    (cell,) = (cell for cell in page.cells if "def hits_on_paper(" in cell.source)
+    names: dict[str, Any] = {
+        "RadixCache": RadixCache,
+        "distinct_prefixes": distinct_prefixes,
+        "lab": lab,
+        "show_table": lambda head, rows: None,
+    }
+    exec(cell.source, names)
+    cases, prompts = names["small_answer"]["cases"], names["small_prompts"]
+
+    def on_paper(name: str, capacity: int) -> list[int]:
+        hits: list[int] = names["hits_on_paper"](prompts, cases[name]["order"], capacity, 4)
+        return hits
+
+    for name, case in cases.items():
+        assert on_paper(name, 256) == case["cached_tokens"]
+    assert on_paper("shuffled", 512) != cases["shuffled"]["cached_tokens"], "the memory decides"
+    assert sum(cases["ordered"]["cached_tokens"]) == names["all_shared"]
+    assert names["met"] == sum(len(case["order"]) for case in cases.values())
+    assert max(map(len, prompts)) + 3 <= 256, "the theorem asks for room for the longest"
+    ordered = cases["ordered"]["order"]
+    assert ordered != cases["shuffled"]["order"]
+    assert cases["ordered, in the home of shuffled"] == cases["shuffled"], (
+        "the client read its file"
+    )
 
 
 def test_the_unified_tree_gives_duplicates_back_itself() -> None:

@@ -233,6 +233,24 @@ PROGRAM = {
     "settings": {"max_tokens": 16, "temperature": 0, "ignore_eos": True},
 }
 
+# The client's own workload, on a server with room for three of its requests. A run leaves them in a
+# file, which a later one in the same home reads, whatever order it asks for.
+GENERATED_PREFIXES = {
+    "server": PROGRAM["server"] | {"max-total-tokens": 256},
+    "client": (
+        "--backend sglang --model tiny-chat --dataset-name generated-shared-prefix "
+        f"--tokenizer {CHECKPOINT} --gsp-num-groups 5 --gsp-prompts-per-group 4 "
+        "--gsp-system-prompt-len 48 --gsp-question-len 12 --gsp-output-len 4 "
+        "--max-concurrency 1 --warmup-requests 0 --flush-cache --cache-report --output-details "
+        "--disable-tqdm --seed 6"
+    ).split(),
+    "cases": {
+        "shuffled": {"home": "first", "flags": []},
+        "ordered": {"home": "second", "flags": ["--gsp-ordered"]},
+        "ordered, in the home of shuffled": {"home": "first", "flags": ["--gsp-ordered"]},
+    },
+}
+
 # Week 7: compositions of steps. A budget of 8 tokens shows every clamp in a few of them.
 
 ROOMY = {"block_size": 4, "num_blocks": 100, "enable_caching": True}
@@ -384,6 +402,7 @@ QUESTIONS = {
     "week06/unified-tree": ("sglang_unified_cache", {"operations": RADIX_TREE["operations"]}),
     "week06/starvation": ("sglang_starvation", STARVATION),
     "week06/program": ("sglang_program", PROGRAM),
+    "week06/generated-prefixes": ("sglang_generated_prefixes", GENERATED_PREFIXES),
     "week07/scheduler-steps": ("vllm_scheduler", SCHEDULER_STEPS),
     "week08/chunk-sizes": ("vllm_scheduler", CHUNK_SIZES),
     "week09/queue-orders": ("sglang_schedule_policy", POLICY_QUEUES),
